@@ -1,0 +1,52 @@
+// swift-tools-version: 6.1
+import PackageDescription
+
+let settings: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .enableExperimentalFeature("Lifetimes"),
+]
+
+let package = Package(
+  name: "torpor",
+  products: [
+    .executable(name: "torpor", targets: ["TorporCommand"]),
+    .library(name: "Torpor", targets: ["Torpor"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-protobuf", from: "1.39.0"),
+    .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+  ],
+  targets: [
+    .target(name: "CLinux"),
+    .systemLibrary(name: "CXXHash", providers: [.apt(["libxxhash-dev"])]),
+    .target(
+      name: "Linux",
+      dependencies: ["CLinux", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: settings),
+    .target(name: "Tracing", dependencies: ["Linux"], swiftSettings: settings),
+    .target(
+      name: "Images",
+      dependencies: [
+        "Linux", "CXXHash", .product(name: "SwiftProtobuf", package: "swift-protobuf"),
+      ],
+      swiftSettings: settings),
+    .target(
+      name: "Torpor",
+      dependencies: ["Images", "Tracing", "Linux", .product(name: "Logging", package: "swift-log")],
+      swiftSettings: settings),
+    .executableTarget(
+      name: "TorporCommand",
+      dependencies: [
+        "Torpor", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: settings),
+    .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: settings),
+    .testTarget(name: "TracingTests", dependencies: ["Tracing", "Linux", "CLinux"], swiftSettings: settings),
+    .testTarget(name: "ImagesTests", dependencies: ["Images"], swiftSettings: settings),
+    .testTarget(
+      name: "IntegrationTests", dependencies: ["Torpor", "TorporCommand"],
+      exclude: [], swiftSettings: settings),
+  ]
+)

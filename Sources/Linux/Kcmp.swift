@@ -1,0 +1,31 @@
+import CLinux
+import SystemPackage
+
+/// How the kernel objects behind two resources compare. kcmp(2)
+public enum KernelOrder: Int32, Sendable {
+  case same = 0
+  case before = 1
+  case after = 2
+  case different = 3
+}
+
+/// Compares the open file descriptions behind descriptor `a` of `first` and `b` of `second`.
+public func compareFiles(_ first: ProcessID, _ a: Int32, _ second: ProcessID, _ b: Int32) throws(Errno) -> KernelOrder {
+  let result = try systemCall(SYS_kcmp, Int(first), Int(second), Int(KCMP_FILE.rawValue), Int(a), Int(b))
+  return KernelOrder(rawValue: Int32(result)) ?? .different
+}
+
+/// Whether two tasks share one object of the given kind (KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, ...).
+public func share(_ kind: kcmp_type, _ first: ProcessID, _ second: ProcessID) throws(Errno) -> Bool {
+  try systemCall(SYS_kcmp, Int(first), Int(second), Int(kind.rawValue)) == 0
+}
+
+/// pidfd_open(2).
+public func openProcess(_ pid: ProcessID) throws(Errno) -> Descriptor {
+  Descriptor(owning: Int32(try systemCall(SYS_pidfd_open, Int(pid), 0)))
+}
+
+/// pidfd_getfd(2): a duplicate, in this process, of descriptor `number` of the process behind `process`.
+public func copyDescriptor(_ number: Int32, from process: borrowing Descriptor) throws(Errno) -> Descriptor {
+  Descriptor(owning: Int32(try systemCall(SYS_pidfd_getfd, Int(process.number), Int(number), 0)))
+}
