@@ -6,6 +6,11 @@ let settings: [SwiftSetting] = [
   .enableExperimentalFeature("Lifetimes"),
 ]
 
+let protoFiles = [
+  "Descriptors", "Files", "Inventory", "Machines", "Memory", "Namespaces", "Rpc", "Sockets", "Statistics", "Tasks",
+  "Torpor",
+].map { "Messages/\($0).proto" }
+
 let package = Package(
   name: "torpor",
   products: [
@@ -25,16 +30,19 @@ let package = Package(
       name: "Linux",
       dependencies: ["CLinux", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: settings),
-    .target(name: "Tracing", dependencies: ["Linux"], swiftSettings: settings),
+    .target(name: "Tracing", dependencies: ["Linux", "CLinux"], swiftSettings: settings),
     .target(
       name: "Images",
       dependencies: [
-        "Linux", "CXXHash", .product(name: "SwiftProtobuf", package: "swift-protobuf"),
+        "Linux", "CLinux", "CXXHash", .product(name: "SwiftProtobuf", package: "swift-protobuf"),
       ],
-      swiftSettings: settings),
+      exclude: protoFiles,
+      swiftSettings: settings,
+      // The static library: the command shall start without a search for shared ones.
+      linkerSettings: [.linkedLibrary(":libxxhash.a")]),
     .target(
       name: "Torpor",
-      dependencies: ["Images", "Tracing", "Linux", .product(name: "Logging", package: "swift-log")],
+      dependencies: ["Images", "Tracing", "Linux", "CLinux", .product(name: "Logging", package: "swift-log")],
       swiftSettings: settings),
     .executableTarget(
       name: "TorporCommand",

@@ -96,11 +96,16 @@ public struct SyscallProgram: Sendable {
 
   public mutating func store(bytes: [UInt8]) -> Int { bytes.withUnsafeBytes { store(bytes: $0) } }
 
+  /// Overwrites the data at `offset`.
+  public mutating func patch<Value: BitwiseCopyable>(_ offset: Int, _ value: Value) {
+    withUnsafeBytes(of: value) { bytes in
+      for index in bytes.indices { data[offset + index] = bytes[index] }
+    }
+  }
+
   /// Writes the address that the data at `target` will have into the eight bytes of data at `offset`.
   public mutating func link(from offset: Int, to target: Int) {
-    withUnsafeBytes(of: UInt64(target)) { bytes in
-      for index in 0..<8 { data[offset + index] = bytes[index] }
-    }
+    patch(offset, UInt64(target))
     dataPointers.append(offset)
   }
 

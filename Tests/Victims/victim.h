@@ -62,10 +62,10 @@ UNUSED static void fail(const char *format, ...) {
 }
 
 #define CHECK_NUMBER(what, expected, got)                                                                                         \
-  do {                                                                                                                            \
+  ({                                                                                                                              \
     long long expected_ = (long long)(expected), got_ = (long long)(got);                                                        \
     if (expected_ != got_) fail("%s: expected %lld (0x%llx), got %lld (0x%llx)", what, expected_, expected_, got_, got_);      \
-  } while (0)
+  })
 
 #define CHECK_TEXT(what, expected, got)                                                                                           \
   do {                                                                                                                            \

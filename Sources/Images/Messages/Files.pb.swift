@@ -485,6 +485,7 @@ public nonisolated struct GhostFileEntry: Sendable {
   /// Clears the value of `mode`. Subsequent reads from it will return its default value.
   public mutating func clearMode() {self._mode = nil}
 
+  /// Of the file system, in the kernel's form: major << 20 | minor.
   public var dev: UInt32 {
     get {_dev ?? 0}
     set {_dev = newValue}
@@ -503,7 +504,7 @@ public nonisolated struct GhostFileEntry: Sendable {
   /// Clears the value of `ino`. Subsequent reads from it will return its default value.
   public mutating func clearIno() {self._ino = nil}
 
-  /// For a device node, in the old 16 bit form.
+  /// For a device node, as stat(2) tells it.
   public var rdev: UInt32 {
     get {_rdev ?? 0}
     set {_rdev = newValue}
@@ -963,7 +964,7 @@ public nonisolated struct EventpollTfdEntry: Sendable {
   /// Clears the value of `id`. Subsequent reads from it will return its default value.
   public mutating func clearID() {self._id = nil}
 
-  /// The descriptor under which it was added.
+  /// A descriptor of the watched file in the same process.
   public var tfd: UInt32 {
     get {_tfd ?? 0}
     set {_tfd = newValue}
@@ -991,7 +992,7 @@ public nonisolated struct EventpollTfdEntry: Sendable {
   /// Clears the value of `data`. Subsequent reads from it will return its default value.
   public mutating func clearData() {self._data = nil}
 
-  /// What that descriptor referred to when it was added.
+  /// The watched file as fdinfo of the eventpoll file shows it.
   public var dev: UInt32 {
     get {_dev ?? 0}
     set {_dev = newValue}

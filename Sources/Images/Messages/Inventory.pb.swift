@@ -142,7 +142,7 @@ public nonisolated struct InventoryEntry: @unchecked Sendable {
   /// Clears the value of `tcpClose`. Subsequent reads from it will return its default value.
   public mutating func clearTcpClose() {_uniqueStorage()._tcpClose = nil}
 
-  /// A CriuNetworkLockMethod.
+  /// 0 iptables, 1 nftables, 2 none: not the numbers of CriuNetworkLockMethod.
   public var networkLockMethod: UInt32 {
     get {_storage._networkLockMethod ?? 0}
     set {_uniqueStorage()._networkLockMethod = newValue}

@@ -148,7 +148,7 @@ public nonisolated struct MmEntry: @unchecked Sendable {
     set {_uniqueStorage()._mmSavedAuxv = newValue}
   }
 
-  /// By rising address.
+  /// By rising address, guard areas (which lie inside others) at the end.
   public var vmas: [VmaEntry] {
     get {_storage._vmas}
     set {_uniqueStorage()._vmas = newValue}
@@ -388,7 +388,7 @@ public nonisolated struct PagemapEntry: Sendable {
   /// Clears the value of `vaddr`. Subsequent reads from it will return its default value.
   public mutating func clearVaddr() {self._vaddr = nil}
 
-  /// `nr_pages` for old readers, cut to 32 bits; its only form in old images.
+  /// The count in images older than `nr_pages`. CRIU 4.2 writes 0 here.
   public var compatNrPages: UInt32 {
     get {_compatNrPages ?? 0}
     set {_compatNrPages = newValue}

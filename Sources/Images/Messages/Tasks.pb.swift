@@ -270,6 +270,7 @@ public nonisolated struct TaskCoreEntry: @unchecked Sendable {
   /// Clears the value of `exitCode`. Subsequent reads from it will return its default value.
   public mutating func clearExitCode() {_uniqueStorage()._exitCode = nil}
 
+  /// Not used at restore; CRIU reads the hexadecimal digits as decimal ones.
   public var personality: UInt32 {
     get {_storage._personality ?? 0}
     set {_uniqueStorage()._personality = newValue}
@@ -676,7 +677,8 @@ public nonisolated struct ThreadCoreEntry: @unchecked Sendable {
   /// Clears the value of `seccompMode`. Subsequent reads from it will return its default value.
   public mutating func clearSeccompMode() {_uniqueStorage()._seccompMode = nil}
 
-  /// Index of the youngest filter in SeccompEntry.seccomp_filters.
+  /// Index of the oldest filter in SeccompEntry.seccomp_filters: the first to
+  /// install.
   public var seccompFilter: UInt32 {
     get {_storage._seccompFilter ?? 0}
     set {_uniqueStorage()._seccompFilter = newValue}
@@ -1363,7 +1365,7 @@ public nonisolated struct TaskTimersEntry: Sendable {
   fileprivate var _prof: ItimerEntry? = nil
 }
 
-/// seccomp.img, one entry: every filter of the job, once.
+/// seccomp.img, one entry: the filters of each thread, youngest first.
 public nonisolated struct SeccompEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
@@ -1391,7 +1393,7 @@ public nonisolated struct SeccompFilter: Sendable {
   /// Clears the value of `filter`. Subsequent reads from it will return its default value.
   public mutating func clearFilter() {self._filter = nil}
 
-  /// Index of the filter that was installed before this one.
+  /// Index of the filter to install after this one, whatever the name says.
   public var prev: UInt32 {
     get {_prev ?? 0}
     set {_prev = newValue}

@@ -1,0 +1,72 @@
+import CLinux
+import Linux
+import SystemPackage
+import Tracing
+
+/// A job that stands still: a process, its threads, its descendants.
+public final class Job {
+  /// Parents before their children; the first is the root.
+  public internal(set) var processes: [JobProcess] = []
+
+  public init() {}
+
+  /// The processes that still run, as opposed to zombies.
+  public var living: [JobProcess] { processes.filter { !$0.isZombie } }
+  public var threadCount: Int { processes.reduce(0) { $0 + $1.threads.count } }
+  public func process(_ pid: ProcessID) -> JobProcess? { processes.first { $0.pid == pid } }
+}
+
+/// One process of a frozen job.
+public final class JobProcess {
+  public let pid: ProcessID
+  /// Its directory in /proc, held open since before it was frozen.
+  public let proc: ProcDirectory
+  /// A pidfd.
+  public let handle: Descriptor
+  /// /proc/PID/mem, open for reading and writing.
+  public internal(set) var memory: Descriptor
+  public internal(set) var statistics: TaskStatistics
+  public internal(set) var status: TaskStatus
+  public internal(set) weak var parent: JobProcess?
+  public internal(set) var children: [JobProcess] = []
+  /// The leader first; none for a zombie.
+  public internal(set) var threads: [JobThread] = []
+  /// Its address space, read while it stood still.
+  public internal(set) var areas: [MemoryArea] = []
+
+  init(
+    pid: ProcessID, proc: consuming ProcDirectory, handle: consuming Descriptor, memory: consuming Descriptor,
+    statistics: TaskStatistics, status: TaskStatus, parent: JobProcess?
+  ) {
+    self.pid = pid
+    self.proc = proc
+    self.handle = handle
+    self.memory = memory
+    self.statistics = statistics
+    self.status = status
+    self.parent = parent
+  }
+
+  public var name: String { statistics.command }
+  public var isZombie: Bool { statistics.state == "Z" }
+  /// The first thread: any that lives, should the leader have exited.
+  public var anyThread: JobThread? { threads.first { !$0.isDead } }
+  /// For messages: `4242 (firefox)`.
+  public var label: String { "\(pid) (\(name))" }
+}
+
+/// One thread of a frozen process.
+public final class JobThread {
+  public let tid: ProcessID
+  public let control: ControlledThread
+  /// The extended registers, as `Tracee.extendedState` gives them.
+  public internal(set) var extendedState: [UInt8] = []
+  /// A leader that has exited while other threads live on.
+  public let isDead: Bool
+
+  init(tid: ProcessID, control: ControlledThread, isDead: Bool = false) {
+    self.tid = tid
+    self.control = control
+    self.isDead = isDead
+  }
+}

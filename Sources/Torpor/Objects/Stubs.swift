@@ -1,0 +1,3 @@
+public final class SavedFiles { public init() {} }
+public final class RestoredFiles {}
+public struct ParkedArea: Sendable {}
