@@ -3,6 +3,8 @@ import SystemPackage
 
 /// What /proc/PID/status tells of one task. proc_pid_status(5)
 public struct TaskStatus: Sendable {
+  /// The task's name; the kernel writes a line feed in it as `\\n` and a backslash as `\\\\`.
+  public var name = ""
   /// The letter of the state: R, S, D, T, t, Z, X, I.
   public var state: Character = "?"
   public var threadGroup: ProcessID = 0
@@ -47,6 +49,23 @@ public struct TaskStatus: Sendable {
     }
   }
 
+  private static func unescaped(_ text: UnsafeRawBufferPointer) -> String {
+    guard text.contains(UInt8(ascii: "\\")) else { return String(decoding: text, as: UTF8.self) }
+    var bytes: [UInt8] = []
+    var isEscape = false
+    for byte in text {
+      if isEscape {
+        bytes.append(byte == UInt8(ascii: "n") ? 0x0a : byte)
+        isEscape = false
+      } else if byte == UInt8(ascii: "\\") {
+        isEscape = true
+      } else {
+        bytes.append(byte)
+      }
+    }
+    return String(decoding: bytes, as: UTF8.self)
+  }
+
   private mutating func parseLine(_ scanner: inout TextScanner) {
     func list(_ scanner: inout TextScanner) -> [UInt32] {
       var values: [UInt32] = []
@@ -65,7 +84,10 @@ public struct TaskStatus: Sendable {
       scanner.skipSpaces()
       return scanner.hexadecimal() ?? 0
     }
-    if scanner.accept("State:") {
+    if scanner.accept("Name:") {
+      scanner.skipSpaces()
+      name = Self.unescaped(scanner.restOfLine())
+    } else if scanner.accept("State:") {
       scanner.skipSpaces()
       state = scanner.current.map { Character(UnicodeScalar($0)) } ?? "?"
     } else if scanner.accept("Tgid:") {

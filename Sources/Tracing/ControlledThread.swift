@@ -29,7 +29,8 @@ public final class ControlledThread {
   public var stoppedBySignal: Int32?
 
   /// The signal with which the thread stops itself at a program's end. It is one that nothing comes of when nobody is
-  /// tracing: ignored, by default or by the job's choice.
+  /// tracing: ignored, by default or by the job's choice. With 0 there is no such signal: the thread is then stopped at
+  /// every call, which costs more and needs none.
   public var endSignal: Int32
   private var returnFrame: UInt64 = 0
   private var interpreter: UInt64 = 0
@@ -91,16 +92,20 @@ public final class ControlledThread {
       from: registers, code: interpreter, records: seat.address, count: count, process: process, thread: tid,
       signal: endSignal, frame: returnFrame)
     try with { tracee throws(Errno) in
-      try tracee.setSignalMask(~(1 << UInt64(endSignal - 1)))
+      try tracee.setSignalMask(endSignal == 0 ? .max : ~(1 << UInt64(endSignal - 1)))
       try tracee.setRegisters(start)
-      try tracee.resume()
+      try tracee.resume(toSystemCall: endSignal == 0)
     }
     running = (program, address)
   }
 
+  /// Whether a program has been started and not finished.
+  public var isRunning: Bool { running != nil }
+
   /// Waits for the end of the program that was started.
   ///
   /// - Throws: where a call of it failed that was not marked as tolerant; the message names the call.
+  @discardableResult
   public func finish() throws(Failure) -> Results {
     guard let (program, address) = running else {
       throw Failure("Cannot control \(tid)", why: "it runs no program")
@@ -146,10 +151,13 @@ public final class ControlledThread {
     while true {
       let stop = try with { tracee throws(Errno) in try tracee.wait() }
       switch stop {
-      case .signal(endSignal):
+      case .signal(endSignal), .systemCall:
         let registers = try with { tracee throws(Errno) in try tracee.registers() }
-        if registers.programCounter == interpreter + Interpreter.stopOffset { return Interpreter.remaining(registers) }
-        try holdSignal()
+        let isEntry = stop == .systemCall && registers.systemCallResult == -Int64(ENOSYS)
+        if registers.programCounter == interpreter + Interpreter.stopOffset, !isEntry {
+          return Interpreter.remaining(registers)
+        }
+        if stop == .systemCall { try resumeProgram() } else { try holdSignal() }
       case .signal(SIGSEGV), .signal(SIGBUS), .signal(SIGILL):
         throw .badAddress
       case .signal:
@@ -157,16 +165,20 @@ public final class ControlledThread {
       case .exited, .killed:
         tracee.take()?.forget()
         throw .noSuchProcess
-      case .interrupted, .event, .systemCall:
-        try with { tracee throws(Errno) in try tracee.resume() }
+      case .interrupted, .event:
+        try resumeProgram()
       }
     }
+  }
+
+  private func resumeProgram() throws(Errno) {
+    try with { tracee throws(Errno) in try tracee.resume(toSystemCall: endSignal == 0) }
   }
 
   /// A signal of the job's own has come: it is taken now and given back at the release.
   private func holdSignal() throws(Errno) {
     heldSignals.append(try with { tracee throws(Errno) in try tracee.signalInformation() })
-    try with { tracee throws(Errno) in try tracee.resume() }
+    try resumeProgram()
   }
 
   // MARK: Single calls

@@ -13,6 +13,8 @@
 #include <linux/kcmp.h>
 #include <poll.h>
 #include <sched.h>
+#include <time.h>
+#include <stdlib.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
@@ -26,7 +28,6 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/user.h>
-#include <sys/utsname.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -125,6 +126,29 @@ struct clinux_prctl_mm_map {
   uint64_t auxv;
   uint32_t auxv_size;
   uint32_t exe_fd;
+};
+
+#ifdef __x86_64__
+/// CPUID: eax, ebx, ecx, edx of a leaf, in this order.
+static inline void clinux_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *result) {
+  __asm__ volatile("cpuid"
+                   : "=a"(result[0]), "=b"(result[1]), "=c"(result[2]), "=d"(result[3])
+                   : "a"(leaf), "c"(subleaf));
+}
+#endif
+
+/// struct sigaction as the kernel has it.
+struct clinux_sigaction {
+  uint64_t handler, flags, restorer, mask;
+};
+
+/// struct sched_attr of linux/sched/types.h, first version.
+struct clinux_sched_attr {
+  uint32_t size, policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime, deadline, period;
 };
 
 // Control messages (cmsg(3)): the macros are not imported.

@@ -2236,7 +2236,7 @@ public nonisolated struct TermiosEntry: Sendable {
   /// Clears the value of `cOspeed`. Subsequent reads from it will return its default value.
   public mutating func clearCOspeed() {self._cOspeed = nil}
 
-  /// One character per entry.
+  /// 19 words, of which the first 5 hold the 19 characters as packed bytes.
   public var cCc: [UInt32] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()

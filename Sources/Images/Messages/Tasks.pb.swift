@@ -88,7 +88,8 @@ public nonisolated struct PstreeEntry: Sendable {
   /// Clears the value of `sid`. Subsequent reads from it will return its default value.
   public mutating func clearSid() {self._sid = nil}
 
-  /// All thread IDs, the leader's (equal to `pid`) first.
+  /// All thread IDs, the leader's (equal to `pid`) first. For a process that
+  /// has ended CRIU 4.2 writes one meaningless number.
   public var threads: [UInt32] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
