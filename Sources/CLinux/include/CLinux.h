@@ -12,7 +12,9 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
+#include <sys/auxv.h>
 #include <time.h>
 #include <stdlib.h>
 #include <signal.h>
@@ -30,6 +32,7 @@
 #include <sys/user.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 /// syscall(2): the result, or -errno.
