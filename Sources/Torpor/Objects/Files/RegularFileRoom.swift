@@ -75,7 +75,11 @@ enum RegularFileRoom: FileRoom {
         advice: "put the old one back")
     }
     guard reg.hasSize, status.kind == FileKind.regular, UInt64(status.st_size) != reg.size else { return }
-    let change = UInt64(status.st_size) < reg.size ? "shorter" : "longer"
+    let isShorter = UInt64(status.st_size) < reg.size
+    // What the job itself may have written since the checkpoint is written again, to the same places.
+    let access = Int32(bitPattern: reg.flags) & O_ACCMODE
+    guard isShorter || access == O_RDONLY else { return }
+    let change = isShorter ? "shorter" : "longer"
     throw Failure(
       .cannotRestore, what,
       why: "\(reg.name) has changed since the checkpoint: it is \(change) (\(status.st_size) bytes, not \(reg.size))",

@@ -68,8 +68,11 @@ public final class RestoredFiles {
     }
   }
 
+  /// No process will have a descriptor above it, neither of its own nor while its files are being mapped.
   public func highestDescriptor() -> Int32 {
-    Int32(tables.values.compactMap { $0.last?.fd }.max() ?? 0)
+    let own = Int(tables.values.compactMap { $0.last?.fd }.max() ?? 0)
+    let dealt = entries.count * 2 + 2
+    return Int32(clamping: max(own, dealt))
   }
 
   // MARK: Mapped files
@@ -86,7 +89,6 @@ public final class RestoredFiles {
 
   /// Makes every open file.
   func openAll(_ restoring: Restoring) throws(Failure) {
-    try raiseLimit()
     for rows in tables.values {
       for row in rows where open[row.id] == nil {
         guard let entry = entries[row.id], let room = room(for: entry) else { continue }
@@ -96,7 +98,7 @@ public final class RestoredFiles {
   }
 
   /// The soft limit of open files is for programs that use select(2); ours does not.
-  private func raiseLimit() throws(Failure) {
+  static func raiseLimit() {
     var limit = rlimit()
     getrlimit(RLIMIT_NOFILE, &limit)
     limit.rlim_cur = limit.rlim_max
