@@ -1,4 +1,5 @@
 import CLinux
+import FoundationEssentials
 import Images
 import Linux
 import SystemPackage
@@ -100,7 +101,18 @@ struct CollectedJob {
     for core in entry.cores { try image.write(.core, UInt64(core.tid), core.entry) }
     guard !entry.process.isZombie else { return }
     try image.write(.ids, UInt64(entry.kin.pid), entry.ids)
+    if let extras = extras(entry) { try image.write(.taskExtras, UInt64(entry.kin.pid), extras) }
     try image.write(.fileSystem, UInt64(entry.kin.pid), entry.fileSystem)
+  }
+
+  /// What the other files have no room for; nil for a process that fits them.
+  private func extras(_ entry: Process) -> TaskExtras? {
+    var extras = TaskExtras()
+    if entry.memory.mmSavedAuxv.count > MemoryRoom.longestAuxiliaryVector { extras.auxv = entry.memory.mmSavedAuxv }
+    for thread in entry.process.threads where RegistersRoom.hasOtherComponents(thread.extendedState) {
+      extras.threads.append(.with { ($0.tid, $0.xsave) = (UInt32(thread.tid), Data(thread.extendedState)) })
+    }
+    return extras == TaskExtras() ? nil : extras
   }
 
   private func treeEntry(_ entry: Process) -> PstreeEntry {

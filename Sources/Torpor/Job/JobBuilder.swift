@@ -333,7 +333,10 @@ final class JobBuilder {
     _ thread: ControlledThread, _ core: CoreEntry, _ template: [UInt8], _ process: RestoredProcess
   ) throws(Failure) {
     let what = "Cannot restore thread \(thread.tid) of \(process.label)"
-    guard let state = RegistersRoom.extendedState(core.threadInfo.fpregs, template: template) else {
+    let whole = process.extendedStates[thread.tid].flatMap { $0.count == template.count ? $0 : nil }
+    guard let state = whole ?? RegistersRoom.extendedState(core.threadInfo.fpregs, template: template),
+      whole != nil || process.extendedStates[thread.tid] == nil
+    else {
       throw Failure(
         .badImage, what, why: "it uses vector registers that this CPU has not",
         advice: "restore it on a machine with the CPU features that `torpor show` lists")
