@@ -77,7 +77,10 @@ public enum Probes {
   }
 
   private static func canBorrow(_ child: BlankProcess) -> Bool {
-    guard let proc = try? ProcDirectory(child.thread.tid), let memory = try? proc.open("mem", O_RDWR),
+    // The child still stands inside of its execve; one program takes it out.
+    var program = SyscallProgram()
+    program.call(Int32(SYS_getpid))
+    guard (try? child.thread.run(program, in: child.layout.mainSeat)) != nil, let proc = try? ProcDirectory(child.thread.tid), let memory = try? proc.open("mem", O_RDWR),
       let areas = try? readMemoryMap(of: proc, withFlags: false),
       let vdso = areas.first(where: { $0.name == "[vdso]" }),
       let workspace = try? BorrowedWorkspace(
