@@ -7,6 +7,8 @@ public enum ImageKind: Sendable, Hashable {
   case ttyInfo, remappedPaths, fileLocks
   case core, ids, memoryMap, fileSystem, descriptors, pagemap, timeNamespace, tcpStream, ghostFile
   case sharedPagemap
+  /// Torpor's own: where packets end in pipes that keep them apart (O_DIRECT).
+  case pipePackets
 
   /// The first word of every image but the inventory and the raw ones.
   static let commonMagic: UInt32 = 0x5456_4319
@@ -36,6 +38,7 @@ public enum ImageKind: Sendable, Hashable {
     case .timeNamespace: 0x4311_4433
     case .tcpStream: 0x5146_5506
     case .ghostFile: 0x5258_3605
+    case .pipePackets: 0x5450_4b54
     }
   }
 
@@ -56,6 +59,7 @@ public enum ImageKind: Sendable, Hashable {
     case .ttyInfo: "tty-info.img"
     case .remappedPaths: "remap-fpath.img"
     case .fileLocks: "filelocks.img"
+    case .pipePackets: "torpor-pipe-packets.img"
     case .core: "core-\(id).img"
     case .ids: "ids-\(id).img"
     case .memoryMap: "mm-\(id).img"
