@@ -47,7 +47,7 @@ let package = Package(
     .executableTarget(
       name: "TorporCommand",
       dependencies: [
-        "Torpor", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        "Torpor", "Linux", "CLinux", .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
     .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: settings),

@@ -64,13 +64,19 @@ public final class ImageWriter {
 
   /// Adds an entry, and the raw bytes that belong to it, to a file that is written at the commit.
   public func append(
-    _ kind: ImageKind, _ id: UInt64 = 0, _ entry: some Message, raw: UnsafeRawBufferPointer? = nil
+    _ kind: ImageKind, _ id: UInt64 = 0, _ entry: some Message, raw: [UInt8] = []
   ) throws(Failure) {
     let name = kind.fileName(id)
     var bytes = streams.removeValue(forKey: name) ?? Self.header(of: kind)
     try Self.append(entry, to: &bytes, name)
-    if let raw { bytes.append(contentsOf: raw) }
+    bytes.append(contentsOf: raw)
     streams[name] = bytes
+  }
+
+  /// Writes a file that `append` has gathered, before the commit would.
+  public func finish(_ kind: ImageKind, _ id: UInt64 = 0) throws(Failure) {
+    let name = kind.fileName(id)
+    if let bytes = streams.removeValue(forKey: name) { try writeFile(name, bytes) }
   }
 
   private static func header(of kind: ImageKind) -> [UInt8] {

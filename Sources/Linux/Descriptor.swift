@@ -108,3 +108,19 @@ public func readLink(_ path: String, at directory: Int32 = AT_FDCWD) throws(Errn
     return String(decoding: UnsafeRawBufferPointer(rebasing: buffer[0..<count]), as: UTF8.self)
   }
 }
+
+/// The kind of a file, in the bits of `st_mode`. inode(7)
+public enum FileKind {
+  public static let mask = UInt32(S_IFMT)
+  public static let regular = UInt32(S_IFREG)
+  public static let directory = UInt32(S_IFDIR)
+  public static let characterDevice = UInt32(S_IFCHR)
+  public static let blockDevice = UInt32(S_IFBLK)
+  public static let pipe = UInt32(S_IFIFO)
+  public static let socket = UInt32(S_IFSOCK)
+}
+
+extension stat {
+  /// One of `FileKind`.
+  public var kind: UInt32 { st_mode & FileKind.mask }
+}

@@ -53,6 +53,7 @@ public enum Restore {
     if let manifest = image.manifest { try Manifests.check(manifest, path: path) }
     try image.verify(where: { !$0.hasPrefix("pages-") })
     let processes = try ProcessReader.read(image)
+    RestoredFiles.raiseLimit()
     let files = try RestoredFiles(image: image, processes: processes)
     try MemoryRoom.check(processes, image)
     try files.check()

@@ -30,7 +30,14 @@ public struct SyscallProgram: Sendable {
   /// Indices of the words among `records` that hold an offset into the data.
   private var argumentPointers: [Int] = []
 
+  /// What calls must return, for those whose success shows in more than the lack of an error.
+  private var expectations: [Int: Int64] = [:]
+
   public init() {}
+
+  /// Notes what the call at `index` must return.
+  public mutating func expect(_ result: Int64, of index: Int) { expectations[index] = result }
+  public func expectation(of index: Int) -> Int64? { expectations[index] }
 
   /// How many calls it makes.
   public var count: Int { records.count / 8 }

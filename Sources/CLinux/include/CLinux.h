@@ -10,9 +10,12 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <linux/kcmp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
+#include <sys/auxv.h>
 #include <time.h>
 #include <stdlib.h>
 #include <signal.h>
@@ -30,6 +33,7 @@
 #include <sys/user.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 /// syscall(2): the result, or -errno.

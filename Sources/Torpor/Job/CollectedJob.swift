@@ -11,6 +11,7 @@ struct CollectedJob {
     var ids = TaskKobjIdsEntry()
     var cores: [(tid: ProcessID, entry: CoreEntry)] = []
     var memory = MmEntry()
+    var fileSystem = FsEntry()
   }
 
   private var processes: [Process] = []
@@ -20,6 +21,7 @@ struct CollectedJob {
     for (index, process) in saving.job.processes.enumerated() {
       processes.append(try Self.collect(process, index: index, saving, interview))
     }
+    try saving.files.finishCollecting(saving)
     do throws(BirthPlan.Obstacle) { _ = try BirthPlan(processes.map(\.kin)) } catch {
       if let process = saving.job.process(error.pid) {
         saving.refuse(process, error.why, advice: "a later version of torpor will be able to; for now start the job anew")
@@ -48,6 +50,7 @@ struct CollectedJob {
     let inside = InsideFacts(brk: answers.brk, dumpable: answers.dumpable, thpDisabled: answers.thpDisabled)
     result.memory = try MemoryRoom.collect(process, inside: inside, saving)
     result.ids.filesID = try saving.files.collectDescriptors(process, saving)
+    result.fileSystem = try FileSystemRoom.collect(process, saving)
     for thread in process.threads where !thread.isDead {
       let threadAnswers = interview.threads[thread.tid] ?? ThreadAnswers()
       var core = try ThreadRoom.save(thread, of: process, threadAnswers)
@@ -89,7 +92,7 @@ struct CollectedJob {
     for entry in processes { try write(entry, saving, image) }
     try image.write(.processTree, all: processes.map(treeEntry))
     try saving.files.write(to: image)
-    try image.write(.inventory, inventory())
+    try image.write(.inventory, 0, inventory())
     return memoryBytes
   }
 
@@ -97,7 +100,7 @@ struct CollectedJob {
     for core in entry.cores { try image.write(.core, UInt64(core.tid), core.entry) }
     guard !entry.process.isZombie else { return }
     try image.write(.ids, UInt64(entry.kin.pid), entry.ids)
-    try FileSystemRoom.save(entry.process, saving)
+    try image.write(.fileSystem, UInt64(entry.kin.pid), entry.fileSystem)
   }
 
   private func treeEntry(_ entry: Process) -> PstreeEntry {

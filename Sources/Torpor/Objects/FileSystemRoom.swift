@@ -6,23 +6,14 @@ import Tracing
 
 /// Where a process stands in the file system: working directory, root directory, file mode mask.
 enum FileSystemRoom {
-  /// Looks at them; what cannot be saved is noted in `files`.
-  static func collect(_ process: JobProcess, _ files: SavedFiles) throws(Failure) -> FsEntry {
-    let directory = try files.namedLink(process, "cwd")
-    let root = try files.namedLink(process, "root")
+  static func collect(_ process: JobProcess, _ saving: Saving) throws(Failure) -> FsEntry {
+    let directory = try saving.files.namedLink(process, "cwd", saving)
+    let root = try saving.files.namedLink(process, "root", saving)
     return .with {
       $0.cwdID = directory
       $0.rootID = root
       $0.umask = process.status.umask
     }
-  }
-
-  /// Writes what has been collected.
-  static func save(_ process: JobProcess, _ saving: Saving) throws(Failure) {
-    guard let entry = saving.files.fileSystems[process.pid] else {
-      throw Failure("Cannot checkpoint \(process.label)", why: "its directories have not been looked at")
-    }
-    try saving.image?.write(.fileSystem, UInt64(process.pid), entry)
   }
 
   static func restore(_ process: RestoredProcess, _ restoring: Restoring, into script: inout Script) throws(Failure) {

@@ -8,7 +8,7 @@ enum PipeRoom: FileRoom {
   static let type = FdTypes.pipe
 
   static func recognises(_ facts: DescriptorFacts) -> Bool {
-    facts.fileType == S_IFIFO && facts.link.hasPrefix("pipe:[") && !facts.isPathOnly
+    facts.fileType == FileKind.pipe && facts.link.hasPrefix("pipe:[") && !facts.isPathOnly
   }
 
   static func save(_ facts: DescriptorFacts, id: UInt32, _ saving: Saving) throws(Failure) -> FileEntry? {
@@ -39,7 +39,7 @@ enum FIFORoom: FileRoom {
   static let type = FdTypes.fifo
 
   static func recognises(_ facts: DescriptorFacts) -> Bool {
-    facts.fileType == S_IFIFO && facts.link.hasPrefix("/") && !facts.isPathOnly
+    facts.fileType == FileKind.pipe && facts.link.hasPrefix("/") && !facts.isPathOnly
   }
 
   static func save(_ facts: DescriptorFacts, id: UInt32, _ saving: Saving) throws(Failure) -> FileEntry? {
@@ -90,7 +90,7 @@ struct SavedPipes {
 
   /// Notes who holds which end.
   mutating func noteHolder(_ facts: DescriptorFacts) {
-    guard facts.fileType == S_IFIFO, !facts.isPathOnly else { return }
+    guard facts.fileType == FileKind.pipe, !facts.isPathOnly else { return }
     let key = Key(device: UInt64(facts.status.st_dev), inode: UInt64(facts.status.st_ino))
     var ends = pipes[key] ?? Ends(facts: facts)
     if facts.canRead, ends.reader == nil { ends.reader = (facts.process, facts.number) }
@@ -133,9 +133,7 @@ struct SavedPipes {
     let (bytes, packets) = pipe.reader == nil ? ([], []) : try Self.content(end, size: size, pipe.isPacketwise)
     let kind = pipe.facts.link.hasPrefix("pipe:[") ? ImageKind.pipesData : .fifoData
     do {
-      try bytes.withBytes { raw throws(Failure) in
-        try image.append(kind, 0, entry(pipe, count: bytes.count, size: size), raw: raw)
-      }
+      try image.append(kind, 0, entry(pipe, count: bytes.count, size: size), raw: bytes)
       for packet in packets { try image.append(.pipePackets, 0, entry(pipe, count: packet, size: size)) }
     } catch { throw .ioError }
   }
@@ -188,8 +186,8 @@ private struct PipeOutsiders {
           let status = try? fileStatus("fd/\(number)", followingLink: false, at: proc.directory.number)
         else { continue }
         let name = (try? TaskStatistics(of: proc))?.command ?? "?"
-        if status.st_mode & S_IRUSR != 0 { readers[link] = "\(pid) (\(name))" }
-        if status.st_mode & S_IWUSR != 0 { writers[link] = "\(pid) (\(name))" }
+        if status.st_mode & 0o400 != 0 { readers[link] = "\(pid) (\(name))" }
+        if status.st_mode & 0o200 != 0 { writers[link] = "\(pid) (\(name))" }
       }
     }
   }

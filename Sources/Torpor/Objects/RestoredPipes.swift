@@ -47,7 +47,8 @@ struct RestoredPipes {
   mutating func openEnd(_ entry: PipeEntry, _ what: String) throws(Failure) -> Descriptor {
     let flags = Int32(bitPattern: entry.flags)
     do throws(Errno) {
-      var pipe = try made[entry.pipeID] ?? make(entry.pipeID)
+      if made[entry.pipeID] == nil { made[entry.pipeID] = try make(entry.pipeID) }
+      guard var pipe = made[entry.pipeID] else { throw .badFileDescriptor }
       defer { made[entry.pipeID] = pipe }
       switch flags & O_ACCMODE {
       case O_RDONLY where !pipe.readingIsTaken:
@@ -66,7 +67,7 @@ struct RestoredPipes {
   private func make(_ id: UInt32) throws(Errno) -> Made {
     let pipe = try Pipe(O_NONBLOCK)
     if let content = content[id] { try Self.fill(pipe.writing, content) }
-    return Made(reading: pipe.reading.duplicate().release(), writing: pipe.writing.duplicate().release())
+    return Made(reading: try pipe.reading.duplicate().release(), writing: try pipe.writing.duplicate().release())
   }
 
   private static func duplicate(_ number: Int32) throws(Errno) -> Descriptor {
@@ -76,7 +77,9 @@ struct RestoredPipes {
   private static func fill(_ end: borrowing Descriptor, _ content: Content) throws(Errno) {
     if let size = content.size, try end.pipeSize() != size {
       // A smaller one would do as long as everything fits; the write below finds out.
-      do { try end.setPipeSize(size) } catch { guard try end.pipeSize() >= content.bytes.count else { throw error } }
+      do throws(Errno) { try end.setPipeSize(size) } catch {
+        guard try end.pipeSize() >= content.bytes.count else { throw error }
+      }
     }
     guard content.packets.reduce(0, +) == content.bytes.count, !content.packets.isEmpty else {
       return try content.bytes.withBytes { bytes throws(Errno) in try end.write(bytes) }

@@ -13,7 +13,7 @@ enum TerminalRoom: FileRoom {
   private static let other: Set<UInt32> = [4, 5, 128, 129, 130, 131, 132, 133, 134, 135, 204, 229]
 
   static func recognises(_ facts: DescriptorFacts) -> Bool {
-    guard facts.fileType == S_IFCHR, !facts.isPathOnly else { return false }
+    guard facts.fileType == FileKind.characterDevice, !facts.isPathOnly else { return false }
     let major = clinux_major(UInt64(facts.status.st_rdev))
     return slaves.contains(major) || other.contains(major)
   }

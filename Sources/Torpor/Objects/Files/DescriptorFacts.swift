@@ -23,7 +23,7 @@ struct DescriptorFacts {
   }
 
   var flags: Int32 { info.flags }
-  var fileType: UInt32 { status.st_mode & S_IFMT }
+  var fileType: UInt32 { status.kind }
   var isPathOnly: Bool { flags & O_PATH != 0 }
   var canRead: Bool { flags & O_ACCMODE != O_WRONLY }
   var canWrite: Bool { flags & O_ACCMODE != O_RDONLY }
@@ -69,19 +69,18 @@ extension FownEntry {
 
 extension stat {
   func isSameFile(as other: stat) -> Bool { st_dev == other.st_dev && st_ino == other.st_ino }
-  var kind: UInt32 { st_mode & S_IFMT }
 }
 
 /// The word for a file's type, for messages.
 func typeName(_ mode: UInt32) -> String {
-  switch mode & S_IFMT {
-  case S_IFREG: "regular file"
-  case S_IFDIR: "directory"
-  case S_IFCHR: "character device"
-  case S_IFBLK: "block device"
-  case S_IFIFO: "FIFO"
-  case S_IFSOCK: "socket"
-  case S_IFLNK: "symbolic link"
+  switch mode & FileKind.mask {
+  case FileKind.regular: "regular file"
+  case FileKind.directory: "directory"
+  case FileKind.characterDevice: "character device"
+  case FileKind.blockDevice: "block device"
+  case FileKind.pipe: "FIFO"
+  case FileKind.socket: "socket"
+  case 0o120000: "symbolic link"
   default: "file of an unknown kind"
   }
 }

@@ -47,8 +47,8 @@ enum UnknownFile {
   /// What the descriptor is, in words, and what the user can do about it.
   static func describe(_ facts: DescriptorFacts) -> (what: String, advice: String) {
     switch facts.fileType {
-    case S_IFSOCK where !facts.link.hasPrefix("/"): return (socket(facts), later)
-    case S_IFBLK, S_IFCHR: return ("the \(typeName(facts.status.st_mode)) \(facts.link)", later)
+    case FileKind.socket where !facts.link.hasPrefix("/"): return (socket(facts), later)
+    case FileKind.blockDevice, FileKind.characterDevice: return ("the \(typeName(facts.status.st_mode)) \(facts.link)", later)
     default: break
     }
     for (text, words) in names where facts.link.hasPrefix(text) { return (words, later) }

@@ -24,7 +24,7 @@ struct NamedFiles {
   private var names: [Name: UInt32] = [:]
 
   mutating func mappedFile(
-    _ process: JobProcess, _ area: MemoryArea, _ files: SavedFiles
+    _ process: JobProcess, _ area: MemoryArea, _ saving: Saving
   ) throws(Failure) -> UInt32 {
     let link = "map_files/\(String(area.range.start, radix: 16))-\(String(area.range.end, radix: 16))"
     // A private mapping never writes to its file.
@@ -34,12 +34,12 @@ struct NamedFiles {
     if let id = areas[key] { return id }
     let status = Self.status(of: area, link, process)
     let what = "the mapping at 0x\(String(area.range.start, radix: 16))"
-    let id = try self.id(process, status, path: area.name, access: access, what: what, files)
+    let id = try self.id(process, status, path: area.name, access: access, what: what, saving)
     areas[key] = id
     return id
   }
 
-  mutating func link(_ process: JobProcess, _ name: String, _ files: SavedFiles) throws(Failure) -> UInt32 {
+  mutating func link(_ process: JobProcess, _ name: String, _ saving: Saving) throws(Failure) -> UInt32 {
     let path: String
     let status: stat
     do throws(Errno) {
@@ -53,7 +53,7 @@ struct NamedFiles {
       case "root": "its root directory"
       default: "its \(name)"
       }
-    return try id(process, status, path: path, access: O_RDONLY, what: what, files)
+    return try id(process, status, path: path, access: O_RDONLY, what: what, saving)
   }
 
   /// What the mapping's own link leads to; where that may not be followed, what its path leads to.
@@ -68,21 +68,24 @@ struct NamedFiles {
     guard let status = try? fileStatus(link, followingLink: false, at: process.proc.directory.number) else {
       return area.isWritable ? O_RDWR : O_RDONLY
     }
-    return status.st_mode & S_IWUSR != 0 ? O_RDWR : O_RDONLY
+    return status.st_mode & 0o200 != 0 ? O_RDWR : O_RDONLY
   }
 
   private mutating func id(
-    _ process: JobProcess, _ status: stat?, path: String, access: Int32, what: String, _ files: SavedFiles
+    _ process: JobProcess, _ status: stat?, path: String, access: Int32, what: String, _ saving: Saving
   ) throws(Failure) -> UInt32 {
     guard let status, FileName.problem(path, status) == nil else {
       let why = status.flatMap { FileName.problem(path, $0) } ?? "\(path) is not the file that it was"
-      files.refuse(process, "\(what): \(why)", advice: FileName.advice)
+      saving.refuse(process, "\(what): \(why)", advice: FileName.advice)
       return 0
+    }
+    if status.kind == FileKind.blockDevice || (status.kind == FileKind.characterDevice && !RegularFileRoom.isHarmlessDevice(status)) {
+      saving.refuse(process, "\(what) is memory of the device \(path)", advice: "close the device before the checkpoint")
     }
     let key = Name(device: UInt64(status.st_dev), inode: UInt64(status.st_ino), path: path, access: access)
     if let id = names[key] { return id }
-    let id = files.newID()
-    files.add(RegularFileRoom.entry(id: id, path: path, status: status, flags: access))
+    let id = saving.files.newID()
+    saving.files.add(RegularFileRoom.entry(id: id, path: path, status: status, flags: access))
     names[key] = id
     return id
   }

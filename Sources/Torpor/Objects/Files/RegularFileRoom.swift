@@ -9,11 +9,11 @@ enum RegularFileRoom: FileRoom {
 
   static func recognises(_ facts: DescriptorFacts) -> Bool {
     switch facts.fileType {
-    case S_IFREG: isNamed(facts)
-    case S_IFDIR: facts.link.hasPrefix("/")
-    case S_IFLNK, S_IFSOCK, S_IFBLK: facts.isPathOnly && facts.link.hasPrefix("/")
-    case S_IFCHR: facts.isPathOnly || isHarmlessDevice(facts.status)
-    case S_IFIFO: facts.isPathOnly && facts.link.hasPrefix("/")
+    case FileKind.regular: isNamed(facts)
+    case FileKind.directory: facts.link.hasPrefix("/")
+    case 0o120000 /* S_IFLNK */, FileKind.socket, FileKind.blockDevice: facts.isPathOnly && facts.link.hasPrefix("/")
+    case FileKind.characterDevice: facts.isPathOnly || isHarmlessDevice(facts.status)
+    case FileKind.pipe: facts.isPathOnly && facts.link.hasPrefix("/")
     default: false
     }
   }
@@ -25,7 +25,7 @@ enum RegularFileRoom: FileRoom {
   }
 
   /// null, zero, full, random, urandom.
-  private static func isHarmlessDevice(_ status: stat) -> Bool {
+  static func isHarmlessDevice(_ status: stat) -> Bool {
     clinux_major(UInt64(status.st_rdev)) == 1 && [3, 5, 7, 8, 9].contains(clinux_minor(UInt64(status.st_rdev)))
   }
 
@@ -56,7 +56,7 @@ enum RegularFileRoom: FileRoom {
         $0.mode = status.st_mode
         // Whoever appends to a log does not mind that it has grown or was cut.
         let appends = flags & O_ACCMODE == O_WRONLY && flags & O_APPEND != 0
-        guard status.kind == S_IFREG, !appends else { return }
+        guard status.kind == FileKind.regular, !appends else { return }
         $0.size = UInt64(status.st_size)
         if flags & O_ACCMODE == O_RDONLY, status.st_mode & 0o111 != 0 || path.contains(".so") {
           $0.buildID = BuildID.read(path) ?? []
@@ -75,13 +75,13 @@ enum RegularFileRoom: FileRoom {
       let why = error == .noSuchFileOrDirectory ? "\(file.name) is missing" : "\(file.name): \(error.words)"
       throw Failure(.cannotRestore, files.what, why: why, advice: "put it back where it was")
     }
-    if file.hasMode, file.mode & S_IFMT != status.kind {
+    if file.hasMode, file.mode & FileKind.mask != status.kind {
       throw Failure(
         .cannotRestore, files.what,
         why: "\(file.name) was a \(typeName(file.mode)) and is a \(typeName(status.st_mode)) now",
         advice: "put the right one back")
     }
-    guard file.hasSize, status.kind == S_IFREG else { return }
+    guard file.hasSize, status.kind == FileKind.regular else { return }
     try checkContent(file, status, isMapped: !files.isOpen(entry.id), files.what)
   }
 

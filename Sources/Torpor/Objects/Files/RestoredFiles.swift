@@ -27,9 +27,16 @@ public final class RestoredFiles {
         throw damaged("two files have the number \(entry.id)")
       }
     }
-    for process in processes where !process.isZombie { try readTable(of: process) }
-    raiseDescriptorLimit()
+    for process in processes where !process.isZombie {
+      try readTable(of: process)
+      guard let memory = process.memory, entries[memory.exeFileID]?.type == .reg else {
+        throw damaged("process \(process.pid) has no executable")
+      }
+    }
   }
+
+  /// The soft limit of open files is for programs that use select(2); torpor does not.
+  static func raiseLimit() { raiseDescriptorLimit() }
 
   /// For messages.
   var what: String { "Cannot restore \(image.path)" }
@@ -106,9 +113,11 @@ public final class RestoredFiles {
     throw first
   }
 
-  /// The highest number that a descriptor of the job has.
+  /// No process will have a descriptor above it, neither of its own nor while its files are being mapped.
   public func highestDescriptor() -> Int32 {
-    tables.values.reduce(2) { max($0, Int32(bitPattern: $1.last?.fd ?? 0)) }
+    let own = tables.values.reduce(2) { max($0, Int32(bitPattern: $1.last?.fd ?? 0)) }
+    // While memory is being built, a process has the files that are mapped, each for reading and for writing at most.
+    return max(own, Int32(clamping: entries.count * 2 + 2))
   }
 
   // MARK: Names

@@ -10,12 +10,10 @@ public final class SavedFiles {
     var rows: [FdinfoEntry] = []
   }
 
-  private var tables: [ProcessID: Table] = [:]
+  private var tables: [Table] = []
   private var entries: [FileEntry] = []
   private var openFiles = OpenFileTable()
   private var lastID: UInt32 = 0
-  private var hasCollected = false
-  private var waitingRefusals: [(process: JobProcess, why: String, advice: String)] = []
 
   /// Files that have no descriptor: mapped ones, executables, directories.
   var named = NamedFiles()
@@ -23,8 +21,6 @@ public final class SavedFiles {
   var terminals = SavedTerminals()
   var eventPolls = SavedEventPolls()
   var locks = SavedLocks()
-  /// Working and root directory of each process, and its file mode mask.
-  var fileSystems: [ProcessID: FsEntry] = [:]
 
   public init() {}
 
@@ -33,33 +29,9 @@ public final class SavedFiles {
   /// Looks at all descriptors of `process`. What cannot be saved is noted in `saving.refusals`.
   ///
   /// - Returns: the ID of its descriptor table.
-  public func collectDescriptors(_ process: JobProcess, _ saving: Saving) throws(Failure) -> UInt32 {
-    // The first question is answered for all processes: a pipe's two ends are often held by two of them.
-    if !hasCollected {
-      hasCollected = true
-      try collectAll(saving)
-    }
-    for refusal in waitingRefusals { saving.refuse(refusal.process, refusal.why, advice: refusal.advice) }
-    waitingRefusals = []
-    guard let table = tables[process.pid] else {
-      throw Failure("Cannot checkpoint \(process.label)", why: "its descriptors have not been looked at")
-    }
-    return table.id
-  }
-
-  private func collectAll(_ saving: Saving) throws(Failure) {
+  func collectDescriptors(_ process: JobProcess, _ saving: Saving) throws(Failure) -> UInt32 {
     // 1 is the table of whoever makes the image.
-    for (index, process) in saving.job.living.enumerated() {
-      try collectTable(process, id: UInt32(index + 2), saving)
-      fileSystems[process.pid] = try FileSystemRoom.collect(process, self)
-    }
-    try pipes.finish(saving)
-    terminals.finish(saving)
-    try eventPolls.finish(saving)
-  }
-
-  private func collectTable(_ process: JobProcess, id: UInt32, _ saving: Saving) throws(Failure) {
-    var table = Table(id: id)
+    var table = Table(id: UInt32(tables.count + 2))
     let numbers = try attempt("Cannot read the descriptors of \(process.label)") { () throws(Errno) in
       try process.proc.numbers(in: "fd")
     }
@@ -84,7 +56,15 @@ public final class SavedFiles {
           $0.fd = UInt32(number)
         })
     }
-    tables[process.pid] = table
+    tables.append(table)
+    return table.id
+  }
+
+  /// Looks at what can only be judged when all processes have been looked at.
+  func finishCollecting(_ saving: Saving) throws(Failure) {
+    try pipes.finish(saving)
+    terminals.finish(saving)
+    try eventPolls.finish(saving)
   }
 
   /// A number that no other file of the image has.
@@ -95,28 +75,23 @@ public final class SavedFiles {
 
   func add(_ entry: FileEntry) { entries.append(entry) }
 
-  /// Notes a refusal where no `Saving` is at hand; it is passed on with the next question for descriptors.
-  func refuse(_ process: JobProcess, _ why: String, advice: String) {
-    waitingRefusals.append((process, why, advice))
-  }
-
   // MARK: Mapped and named files
 
   /// The ID of the file under a mapping.
-  public func mappedFile(_ process: JobProcess, _ area: MemoryArea) throws(Failure) -> UInt32 {
-    try named.mappedFile(process, area, self)
+  func mappedFile(_ process: JobProcess, _ area: MemoryArea, _ saving: Saving) throws(Failure) -> UInt32 {
+    try named.mappedFile(process, area, saving)
   }
 
   /// The ID of the file that /proc/PID/`name` leads to: `exe`, `cwd` or `root`.
-  public func namedLink(_ process: JobProcess, _ name: String) throws(Failure) -> UInt32 {
-    try named.link(process, name, self)
+  func namedLink(_ process: JobProcess, _ name: String, _ saving: Saving) throws(Failure) -> UInt32 {
+    try named.link(process, name, saving)
   }
 
   // MARK: Write
 
   /// Writes everything that has been collected, and the content of pipes.
-  public func write(to image: ImageWriter) throws(Failure) {
-    for table in tables.values.sorted(by: { $0.id < $1.id }) where !table.rows.isEmpty {
+  func write(to image: ImageWriter) throws(Failure) {
+    for table in tables where !table.rows.isEmpty {
       try image.write(.descriptors, UInt64(table.id), all: table.rows)
     }
     try pipes.write(to: image)

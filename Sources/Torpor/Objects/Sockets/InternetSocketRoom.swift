@@ -12,7 +12,7 @@ enum InternetSocketRoom: FileRoom {
   private static let listening: UInt32 = 10
 
   static func recognises(_ facts: DescriptorFacts) -> Bool {
-    guard facts.fileType == S_IFSOCK, facts.link.hasPrefix("socket:["), let duplicate = try? facts.duplicate(),
+    guard facts.fileType == FileKind.socket, facts.link.hasPrefix("socket:["), let duplicate = try? facts.duplicate(),
       let family = try? duplicate.option(SOL_SOCKET, SO_DOMAIN)
     else { return false }
     return family == AF_INET || family == AF_INET6
@@ -37,6 +37,8 @@ enum InternetSocketRoom: FileRoom {
     }
     entry.id = id
     entry.ino = facts.inode
+    // The network namespace, as `IdentityRoom` numbers it.
+    entry.nsID = IdentityRoom.own.netNsID
     entry.flags = UInt32(bitPattern: facts.flags)
     entry.fown = try facts.owner(socket)
     return .with {
@@ -52,7 +54,7 @@ enum InternetSocketRoom: FileRoom {
   ) throws(Errno) -> (why: String, advice: String)? {
     let advice = "end it before the checkpoint, or wait for a version of torpor that saves it"
     let place = try socket.localAddress().map { " at \($0.text)" } ?? ""
-    guard entry.type == UInt32(SOCK_STREAM.rawValue), entry.proto == UInt32(IPPROTO_TCP) else {
+    guard entry.type == UInt32(SOCK_STREAM.rawValue), entry.proto == UInt32(TCP.level) else {
       let name = entry.proto == 17 ? "a UDP socket" : "an internet socket of protocol \(entry.proto)"
       return (name + place, advice)
     }
@@ -86,7 +88,7 @@ enum InternetSocketRoom: FileRoom {
     entry.dstAddr = [UInt32](repeating: 0, count: address.words.count)
     entry.srcPort = UInt32(address.port)
     entry.dstPort = 0
-    if isV6 { entry.v6Only = try socket.option(Int32(IPPROTO_IPV6), IP.v6Only) != 0 }
+    if isV6 { entry.v6Only = try socket.option(IP.v6Level, IP.v6Only) != 0 }
     if address.isLinkLocal, let name = interfaceName(address.scope) { entry.ifname = name }
     entry.opts = try SocketOptions.read(socket)
     entry.ipOpts = try SocketOptions.readIP(socket, isV6: isV6)
@@ -107,7 +109,7 @@ enum InternetSocketRoom: FileRoom {
 
   static func check(_ entry: FileEntry, _ files: RestoredFiles) throws(Failure) {
     let socket = entry.isk
-    let isTCP = socket.proto == UInt32(IPPROTO_TCP) && socket.type == UInt32(SOCK_STREAM.rawValue)
+    let isTCP = socket.proto == UInt32(TCP.level) && socket.type == UInt32(SOCK_STREAM.rawValue)
     guard isTCP, socket.state == closed || socket.state == listening else {
       throw Failure(
         .cannotRestore, files.what,
@@ -135,8 +137,8 @@ enum InternetSocketRoom: FileRoom {
     let address = address(entry)
     do throws(Errno) {
       let socket = try Descriptor.socket(Int32(entry.family), Int32(entry.type), Int32(entry.proto))
-      if entry.hasV6Only { try socket.setOption(Int32(IPPROTO_IPV6), IP.v6Only, entry.v6Only ? 1 : 0) }
-      if entry.ipOpts.freebind { try socket.setOption(Int32(IPPROTO_IP), IP.freeBind, 1) }
+      if entry.hasV6Only { try socket.setOption(IP.v6Level, IP.v6Only, entry.v6Only ? 1 : 0) }
+      if entry.ipOpts.freebind { try socket.setOption(IP.level, IP.freeBind, 1) }
       if entry.opts.soReuseport { try socket.setOption(SOL_SOCKET, SO_REUSEPORT, 1) }
       if !entry.opts.soBoundDev.isEmpty {
         try socket.setOption(SOL_SOCKET, SO_BINDTODEVICE, bytes: Array(entry.opts.soBoundDev.utf8) + [0])
@@ -166,7 +168,7 @@ enum InternetSocketRoom: FileRoom {
 
 /// Options of IPPROTO_TCP. tcp(7)
 enum TCP {
-  static let level = Int32(IPPROTO_TCP)
+  static let level: Int32 = 6
   static let noDelay: Int32 = 1
   static let cork: Int32 = 3
   static let keepIdle: Int32 = 4
@@ -179,6 +181,8 @@ enum TCP {
 
 /// Options of IPPROTO_IP and IPPROTO_IPV6. ip(7), ipv6(7)
 enum IP {
+  static let level: Int32 = 0
+  static let v6Level: Int32 = 41
   static let typeOfService: Int32 = 1
   static let timeToLive: Int32 = 2
   static let packetInformation: Int32 = 8

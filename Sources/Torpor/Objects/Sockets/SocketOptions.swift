@@ -42,11 +42,11 @@ enum SocketOptions {
 
   static func readIP(_ socket: borrowing Descriptor, isV6: Bool) throws(Errno) -> IpOptsEntry {
     var entry = IpOptsEntry()
-    let level = Int32(IPPROTO_IP)
+    let level = IP.level
     // Both families keep this one in the same place.
     if try socket.option(level, IP.freeBind) != 0 { entry.freebind = true }
     if isV6 {
-      if try socket.option(Int32(IPPROTO_IPV6), IP.v6PacketInformation) != 0 { entry.pktinfo = true }
+      if try socket.option(IP.v6Level, IP.v6PacketInformation) != 0 { entry.pktinfo = true }
       return entry
     }
     if try socket.option(level, IP.packetInformation) != 0 { entry.pktinfo = true }
@@ -75,7 +75,7 @@ enum SocketOptions {
     try applyGeneral(entry.opts, to: socket)
     let isV6 = entry.family == UInt32(AF_INET6)
     let ip = entry.ipOpts
-    let level = Int32(isV6 ? IPPROTO_IPV6 : IPPROTO_IP)
+    let level = isV6 ? IP.v6Level : IP.level
     if ip.pktinfo { try set(socket, level, isV6 ? IP.v6PacketInformation : IP.packetInformation, 1) }
     if ip.hasTos, !isV6 { try set(socket, level, IP.typeOfService, ip.tos) }
     if ip.hasTtl, !isV6 { try set(socket, level, IP.timeToLive, ip.ttl) }
