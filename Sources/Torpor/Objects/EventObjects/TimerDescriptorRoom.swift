@@ -10,14 +10,18 @@ enum TimerDescriptorRoom: FileRoom {
   static func recognises(_ facts: DescriptorFacts) -> Bool { facts.link == "anon_inode:[timerfd]" }
 
   static func save(_ facts: DescriptorFacts, id: UInt32, _ saving: Saving) throws(Failure) -> FileEntry? {
-    let info = facts.info
-    guard let clock = info.number("clockid"), let value = info.pair("it_value"), let interval = info.pair("it_interval")
-    else {
+    let duplicate = try facts.duplicate()
+    let (value, interval) = try remaining(duplicate, facts)
+    // Asked for the time left, the kernel has counted all expirations of a periodic timer, not only the first.
+    let info = try attempt("Cannot look at \(facts.label) of \(facts.process.label)") { () throws(Errno) in
+      try DescriptorInfo(of: facts.process.proc, facts.number)
+    }
+    guard let clock = info.number("clockid") else {
       saving.refuse(
         facts.process, "\(facts.label) is a timer that the kernel does not describe", advice: "close it before the checkpoint")
       return nil
     }
-    let owner = try facts.owner()
+    let owner = try facts.owner(duplicate)
     return .with {
       $0.type = type
       $0.id = id
@@ -32,6 +36,20 @@ enum TimerDescriptorRoom: FileRoom {
         ($0.isec, $0.insec) = interval
       }
     }
+  }
+
+  /// timerfd_gettime(2): the time left, and the interval.
+  private static func remaining(
+    _ timer: borrowing Descriptor, _ facts: DescriptorFacts
+  ) throws(Failure) -> (value: (UInt64, UInt64), interval: (UInt64, UInt64)) {
+    var words: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+    do throws(Errno) {
+      let number = Int(timer.number)
+      try withUnsafeMutableBytes(of: &words) { bytes throws(Errno) in
+        _ = try systemCall(Int32(SYS_timerfd_gettime), number, Int(bitPattern: bytes.baseAddress))
+      }
+    } catch { throw Failure("Cannot look at \(facts.label) of \(facts.process.label)", error) }
+    return ((words.2, words.3), (words.0, words.1))
   }
 
   static func settings(_ entry: FileEntry) -> (flags: Int32, owner: FownEntry) {
@@ -55,6 +73,8 @@ enum TimerDescriptorRoom: FileRoom {
   static func arm(_ timer: Int32, _ entry: TimerfdEntry) throws(Errno) {
     // The kernel tells the time left whatever the timer was set to.
     var value = (entry.isec, entry.insec, entry.vsec, entry.vnsec)
+    // A periodic timer that had just run out goes on with its next period.
+    if value.2 == 0, value.3 == 0, entry.ticks > 0 { (value.2, value.3) = (entry.isec, entry.insec) }
     try withUnsafeMutableBytes(of: &value) { bytes throws(Errno) in
       _ = try systemCall(Int32(SYS_timerfd_settime), Int(timer), 0, Int(bitPattern: bytes.baseAddress), 0)
     }

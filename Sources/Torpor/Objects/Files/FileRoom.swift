@@ -4,7 +4,7 @@ import Linux
 import SystemPackage
 
 /// A kind of open file: how it is recognised, saved, checked and opened again.
-protocol FileRoom {
+protocol FileRoom: SendableMetatype {
   static var type: FdTypes { get }
 
   /// Whether a descriptor is of this kind.
