@@ -9,6 +9,8 @@ public enum ImageKind: Sendable, Hashable {
   case sharedPagemap
   /// Torpor's own; other readers ignore it.
   case taskExtras
+  /// Torpor's own: where packets end in pipes that keep them apart (O_DIRECT).
+  case pipePackets
 
   /// The first word of every image but the inventory and the raw ones.
   static let commonMagic: UInt32 = 0x5456_4319
@@ -39,6 +41,7 @@ public enum ImageKind: Sendable, Hashable {
     case .tcpStream: 0x5146_5506
     case .ghostFile: 0x5258_3605
     case .taskExtras: 0x5450_5231
+    case .pipePackets: 0x5450_4b54
     }
   }
 
@@ -59,6 +62,7 @@ public enum ImageKind: Sendable, Hashable {
     case .ttyInfo: "tty-info.img"
     case .remappedPaths: "remap-fpath.img"
     case .fileLocks: "filelocks.img"
+    case .pipePackets: "torpor-pipe-packets.img"
     case .core: "core-\(id).img"
     case .ids: "ids-\(id).img"
     case .memoryMap: "mm-\(id).img"

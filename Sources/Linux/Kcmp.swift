@@ -20,6 +20,23 @@ public func share(_ kind: kcmp_type, _ first: ProcessID, _ second: ProcessID) th
   try systemCall(SYS_kcmp, Int(first), Int(second), Int(kind.rawValue)) == 0
 }
 
+/// Whether descriptor `number` of `process` is the file that the epoll instance `instance` of `owner` watches.
+///
+/// - Parameters:
+///   - registeredAs: the number that the file had when it was added.
+///   - place: which of the files that were added under this number, counted from 0.
+public func isWatched(
+  _ number: Int32, of process: ProcessID, by instance: Int32, of owner: ProcessID, registeredAs: UInt32, place: UInt32
+) throws(Errno) -> Bool {
+  // struct kcmp_epoll_slot
+  var slot = (UInt32(bitPattern: instance), registeredAs, place)
+  return try withUnsafeMutableBytes(of: &slot) { bytes throws(Errno) in
+    let result = try systemCall(
+      SYS_kcmp, Int(process), Int(owner), Int(KCMP_EPOLL_TFD.rawValue), Int(number), Int(bitPattern: bytes.baseAddress))
+    return result == 0
+  }
+}
+
 /// pidfd_open(2).
 public func openProcess(_ pid: ProcessID) throws(Errno) -> Descriptor {
   Descriptor(owning: Int32(try systemCall(SYS_pidfd_open, Int(pid), 0)))

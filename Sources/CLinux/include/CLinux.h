@@ -10,6 +10,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <linux/kcmp.h>
 #include <poll.h>
 #include <pthread.h>

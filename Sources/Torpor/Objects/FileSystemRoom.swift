@@ -2,28 +2,34 @@ import CLinux
 import Images
 import Linux
 import SystemPackage
+import Tracing
 
-/// Working directory, root directory and file creation mask of a process.
+/// Where a process stands in the file system: working directory, root directory, file mode mask.
 enum FileSystemRoom {
   static func collect(_ process: JobProcess, _ saving: Saving) throws(Failure) -> FsEntry {
-    let working = try saving.files.namedLink(process, "cwd", saving)
+    let directory = try saving.files.namedLink(process, "cwd", saving)
     let root = try saving.files.namedLink(process, "root", saving)
-    return .with { ($0.cwdID, $0.rootID, $0.umask) = (working, root, process.status.umask) }
+    return .with {
+      $0.cwdID = directory
+      $0.rootID = root
+      $0.umask = process.status.umask
+    }
   }
 
   static func restore(_ process: RestoredProcess, _ restoring: Restoring, into script: inout Script) throws(Failure) {
     let entry = try restoring.image.read(.fileSystem, UInt64(process.pid), as: FsEntry.self)
-    let files = restoring.files
-    guard let working = files.regular(entry.cwdID), let root = files.regular(entry.rootID) else {
-      throw Failure(
-        .badImage, "Cannot restore \(process.label)", why: "fs-\(process.pid).img names directories that files.img has not",
-        advice: "use another image")
-    }
-    // Paths in the image start at the root that torpor has too; so the working directory comes first.
-    script.add(upTo: 64 + working.name.utf8.count + 32) { $0.call(Int32(SYS_chdir), $0.store(string: working.name)) }
-    if root.name != "/" {
-      script.add(upTo: 64 + root.name.utf8.count + 32) { $0.call(Int32(SYS_chroot), $0.store(string: root.name)) }
-    }
+    let directory = try restoring.files.directory(entry.cwdID, of: process)
+    let root = try restoring.files.directory(entry.rootID, of: process)
+    // Both names are as seen from here, so the root comes last.
+    change(Int32(SYS_chdir), directory, &script)
+    if root != "/" { change(Int32(SYS_chroot), root, &script) }
     if entry.hasUmask { script.call(Int32(SYS_umask), .init(entry.umask)) }
+  }
+
+  private static func change(_ number: Int32, _ path: String, _ script: inout Script) {
+    script.add(upTo: 64 + 32 + path.utf8.count) { program in
+      let path = program.store(string: path)
+      program.call(number, path)
+    }
   }
 }

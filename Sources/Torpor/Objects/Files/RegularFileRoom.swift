@@ -3,101 +3,146 @@ import Images
 import Linux
 import SystemPackage
 
-/// Files, directories and plain devices that are opened by name.
+/// Regular files, directories, and devices that are the same everywhere: whatever is opened by its name.
 enum RegularFileRoom: FileRoom {
   static let type = FdTypes.reg
 
-  /// null, zero, full, random, urandom, kmsg's neighbours: those that keep nothing for whoever has them open.
-  /// (Documentation/admin-guide/devices.txt, major number 1)
-  private static let plainDevices: Set<UInt32> = [3, 5, 7, 8, 9]
+  static func recognises(_ facts: DescriptorFacts) -> Bool {
+    switch facts.fileType {
+    case FileKind.regular: isNamed(facts)
+    case FileKind.directory: facts.link.hasPrefix("/")
+    case 0o120000 /* S_IFLNK */, FileKind.socket, FileKind.blockDevice: facts.isPathOnly && facts.link.hasPrefix("/")
+    case FileKind.characterDevice: facts.isPathOnly || isHarmlessDevice(facts.status)
+    case FileKind.pipe: facts.isPathOnly && facts.link.hasPrefix("/")
+    default: false
+    }
+  }
+
+  /// memfd_create(2) and memfd_secret(2) make regular files too, whose names are none.
+  private static func isNamed(_ facts: DescriptorFacts) -> Bool {
+    facts.link.hasPrefix("/") && !facts.link.hasPrefix("/memfd:") && !facts.link.hasPrefix("/secretmem")
+      && !facts.link.hasPrefix("/SYSV")
+  }
+
+  /// null, zero, full, random, urandom.
+  static func isHarmlessDevice(_ status: stat) -> Bool {
+    clinux_major(UInt64(status.st_rdev)) == 1 && [3, 5, 7, 8, 9].contains(clinux_minor(UInt64(status.st_rdev)))
+  }
 
   // MARK: Save
 
-  static func recognises(_ file: OpenFile) -> Bool {
-    switch file.type {
-    case FileKind.regular: return !file.link.hasPrefix("/memfd:") && file.link.hasPrefix("/")
-    case FileKind.directory: return true
-    case FileKind.characterDevice:
-      let device = UInt64(file.status.st_rdev)
-      return clinux_major(device) == 1 && plainDevices.contains(clinux_minor(device))
-    default: return false
-    }
-  }
-
-  static func save(_ file: OpenFile, id: UInt32, _ saving: Saving) throws(Failure) -> FileEntry? {
-    guard let named = try? fileStatus(file.link), named.st_ino == file.status.st_ino, named.st_dev == file.status.st_dev
-    else {
-      refuseLost(file.link, place: "descriptor \(file.number)", file.process, saving)
+  static func save(_ facts: DescriptorFacts, id: UInt32, _ saving: Saving) throws(Failure) -> FileEntry? {
+    if let problem = FileName.problem(facts.link, facts.status) {
+      saving.refuse(facts.process, "\(facts.label): \(problem)", advice: FileName.advice)
       return nil
     }
-    let owner = try attempt("Cannot look at descriptor \(file.number) of \(file.process.label)") { () throws(Errno) in
-      try file.owner()
-    }
-    let reg = RegFileEntry.with {
-      ($0.id, $0.flags, $0.pos) = (id, UInt32(bitPattern: file.flags), file.position)
-      ($0.name, $0.fown, $0.mode) = (file.link, owner, file.status.st_mode)
-      // A log that others append to may grow; any other file must be what it was.
-      let appends = file.flags & O_APPEND != 0 && file.flags & O_ACCMODE == O_WRONLY
-      if file.type == FileKind.regular, !appends { $0.size = UInt64(file.status.st_size) }
-    }
-    return .with { ($0.type, $0.id, $0.reg) = (.reg, id, reg) }
+    return entry(
+      id: id, path: facts.link, status: facts.status, flags: facts.flags, position: facts.info.position,
+      owner: try facts.owner())
   }
 
-  /// Refuses a file that its path no longer leads to.
-  static func refuseLost(_ path: String, place: String, _ process: JobProcess, _ saving: Saving) {
-    let deleted = path.hasSuffix(" (deleted)")
-    let name = deleted ? String(path.dropLast(10)) : path
-    saving.refuse(
-      process, "\(place) is \(name), which has been \(deleted ? "deleted" : "replaced by another file")",
-      advice: "a later version of torpor will save such files; for now put the file back, or restart the program")
+  static func entry(
+    id: UInt32, path: String, status: stat, flags: Int32, position: Int64 = 0, owner: FownEntry = .none
+  ) -> FileEntry {
+    .with {
+      $0.type = .reg
+      $0.id = id
+      $0.reg = .with {
+        $0.id = id
+        $0.flags = UInt32(bitPattern: flags)
+        $0.pos = UInt64(bitPattern: position)
+        $0.fown = owner
+        $0.name = path
+        $0.mode = status.st_mode
+        // Whoever appends to a log does not mind that it has grown or was cut.
+        let appends = flags & O_ACCMODE == O_WRONLY && flags & O_APPEND != 0
+        guard status.kind == FileKind.regular, !appends else { return }
+        $0.size = UInt64(status.st_size)
+        if flags & O_ACCMODE == O_RDONLY, status.st_mode & 0o111 != 0 || path.contains(".so") {
+          $0.buildID = BuildID.read(path) ?? []
+        }
+      }
+    }
   }
 
-  // MARK: Restore
+  // MARK: Check
 
   static func check(_ entry: FileEntry, _ files: RestoredFiles) throws(Failure) {
-    try check(entry.reg, files)
+    let file = entry.reg
+    guard !isOfProcess(file.name) else { return }
+    let status: stat
+    do { status = try fileStatus(file.name, followingLink: false) } catch {
+      let why = error == .noSuchFileOrDirectory ? "\(file.name) is missing" : "\(file.name): \(error.words)"
+      throw Failure(.cannotRestore, files.what, why: why, advice: "put it back where it was")
+    }
+    if file.hasMode, file.mode & FileKind.mask != status.kind {
+      throw Failure(
+        .cannotRestore, files.what,
+        why: "\(file.name) was a \(typeName(file.mode)) and is a \(typeName(status.st_mode)) now",
+        advice: "put the right one back")
+    }
+    guard file.hasSize, status.kind == FileKind.regular else { return }
+    try checkContent(file, status, isMapped: !files.isOpen(entry.id), files.what)
   }
 
-  static func check(_ reg: RegFileEntry, _ files: RestoredFiles) throws(Failure) {
-    let what = "Cannot restore \(files.imagePath)"
-    guard reg.name.hasPrefix("/"), !reg.name.contains("\0") else {
-      throw Failure(.badImage, what, why: "files.img is damaged: \"\(reg.name)\" is no path", advice: "use another image")
-    }
-    let status: stat
-    do throws(Errno) { status = try fileStatus(reg.name) } catch {
+  private static func checkContent(
+    _ file: RegFileEntry, _ status: stat, isMapped: Bool, _ what: String
+  ) throws(Failure) {
+    let size = UInt64(status.st_size)
+    let isReadOnly = Int32(bitPattern: file.flags) & O_ACCMODE == O_RDONLY
+    // What is in memory of a mapped program fits no other build of it.
+    if isMapped, isReadOnly {
+      let isOther = size != file.size || (!file.buildID.isEmpty && BuildID.read(file.name) != file.buildID)
+      guard isOther else { return }
       throw Failure(
-        .cannotRestore, what, why: "the file \(reg.name) of the job cannot be found: \(error.words)",
-        advice: "put it back where it was")
+        .cannotRestore, what, why: "\(file.name) is another build than the one that the job uses",
+        advice: "install the version that was there at the checkpoint")
     }
-    if reg.hasMode, reg.mode & FileKind.mask != status.kind {
-      throw Failure(
-        .cannotRestore, what, why: "\(reg.name) is now another kind of file than at the checkpoint",
-        advice: "put the old one back")
-    }
-    guard reg.hasSize, status.kind == FileKind.regular, UInt64(status.st_size) != reg.size else { return }
-    let isShorter = UInt64(status.st_size) < reg.size
-    // What the job itself may have written since the checkpoint is written again, to the same places.
-    let access = Int32(bitPattern: reg.flags) & O_ACCMODE
-    guard isShorter || access == O_RDONLY else { return }
-    let change = isShorter ? "shorter" : "longer"
+    guard size < file.size else { return }
     throw Failure(
       .cannotRestore, what,
-      why: "\(reg.name) has changed since the checkpoint: it is \(change) (\(status.st_size) bytes, not \(reg.size))",
-      advice: "put the file back as it was at the checkpoint; torpor overwrites nothing")
+      why: "\(file.name) is shorter than it was: \(size) bytes instead of \(file.size)",
+      advice: "put back the file as it was at the checkpoint")
+  }
+
+  /// Files of a process in /proc come into being with it.
+  private static func isOfProcess(_ path: String) -> Bool {
+    guard path.hasPrefix("/proc/") else { return false }
+    return path.dropFirst("/proc/".count).first?.isNumber == true
+  }
+
+  // MARK: Open
+
+  static func settings(_ entry: FileEntry) -> (flags: Int32, owner: FownEntry) {
+    (Int32(bitPattern: entry.reg.flags), entry.reg.fown)
   }
 
   static func open(_ entry: FileEntry, _ files: RestoredFiles) throws(Failure) -> Descriptor {
-    let reg = entry.reg
-    // What only matters at the moment of opening is not repeated: nothing is created or cut.
-    let flags = Int32(bitPattern: reg.flags) & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC) | O_NOCTTY
-    let advice = "torpor needs the same access to it that the job had"
-    return try attempt("Cannot open \(reg.name) for the job", advice: advice) { () throws(Errno) in
-      let file = try Descriptor.open(reg.name, flags)
-      if flags & O_PATH == 0 {
-        if reg.pos != 0 { try systemCall(Int32(SYS_lseek), Int(file.number), Int(reg.pos), Int(SEEK_SET)) }
-        try file.setOwner(reg.fown)
+    let file = entry.reg
+    let descriptor = try open(path: file.name, flags: Int32(bitPattern: file.flags), files)
+    let pathOnly = Int32(bitPattern: file.flags) & O_PATH != 0
+    if file.pos != 0, !pathOnly {
+      try attempt("\(files.what): \(file.name), offset \(file.pos)") { () throws(Errno) in
+        try descriptor.seek(to: Int64(bitPattern: file.pos))
       }
-      return file
+    }
+    return descriptor
+  }
+
+  /// Opens a file that exists. Nothing is ever made or cut, whatever `flags` say.
+  static func open(path: String, flags: Int32, _ files: RestoredFiles) throws(Failure) -> Descriptor {
+    let temporary = O_TMPFILE & ~O_DIRECTORY
+    let flags = flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_ASYNC | temporary) | O_NOCTTY
+    do { return try Descriptor.open(path, flags) } catch {
+      throw Failure(.cannotRestore, files.what, why: "\(path) cannot be opened: \(error.words)", advice: advice(error))
+    }
+  }
+
+  private static func advice(_ error: Errno) -> String {
+    switch error {
+    case .tooManyOpenFiles: "raise the limit of open files (ulimit -Hn)"
+    case .permissionDenied, .notPermitted: "run torpor as the user who may open it, or as root"
+    default: "put it back as it was at the checkpoint"
     }
   }
 }

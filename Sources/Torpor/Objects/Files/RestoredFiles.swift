@@ -2,139 +2,267 @@ import CLinux
 import Images
 import Linux
 import SystemPackage
-import Tracing
 
-/// The files of a job that is being built. Each open file description is made once, here, and dealt to every process that
-/// has it.
+/// The files of a job that is being built: read from the image, opened once, dealt out.
 public final class RestoredFiles {
-  let imagePath: String
+  private let image: ImageReader
   private var entries: [UInt32: FileEntry] = [:]
-  /// By the ID of the descriptor table, in ascending order of numbers.
+  /// The rows of each descriptor table, by ascending number.
   private var tables: [UInt32: [FdinfoEntry]] = [:]
-  private var open: [UInt32: Int32] = [:]
-  let pipes: RestoredPipes
-  /// Event polls that have been filled already.
-  private var filled: Set<UInt32> = []
+  private var openIDs: Set<UInt32> = []
+  private var descriptors: [UInt32: Int32] = [:]
+  private var watchesLeft: [UInt32: [EventpollTfdEntry]] = [:]
+  private let locks: RestoredLocks
+  var pipes: RestoredPipes
+  var terminals: RestoredTerminals
 
+  /// Reads every table and every open file, and checks that they fit together.
   public init(image: ImageReader, processes: [RestoredProcess]) throws(Failure) {
-    imagePath = image.path
+    self.image = image
+    locks = try RestoredLocks(image)
     pipes = try RestoredPipes(image)
-    for entry in try image.readAll(.files, as: FileEntry.self) { entries[entry.id] = entry }
+    terminals = try RestoredTerminals(image)
+    for entry in try image.readAll(.files, as: FileEntry.self) {
+      guard entries.updateValue(entry, forKey: entry.id) == nil else {
+        throw damaged("two files have the number \(entry.id)")
+      }
+    }
     for process in processes where !process.isZombie {
-      let rows = try image.readAll(.descriptors, UInt64(process.ids.filesID), as: FdinfoEntry.self)
-        .sorted { $0.fd < $1.fd }
-      try check(rows, process)
-      tables[process.ids.filesID] = rows
-      guard let memory = process.memory, entries[memory.exeFileID]?.hasReg == true else {
+      try readTable(of: process)
+      guard let memory = process.memory, entries[memory.exeFileID]?.type == .reg else {
         throw damaged("process \(process.pid) has no executable")
       }
     }
   }
 
-  private func damaged(_ why: String) -> Failure {
-    Failure(.badImage, "Cannot restore \(imagePath)", why: why, advice: "use another image, or a good copy of this one")
+  /// The soft limit of open files is for programs that use select(2); torpor does not.
+  static func raiseLimit() { raiseDescriptorLimit() }
+
+  /// For messages.
+  var what: String { "Cannot restore \(image.path)" }
+
+  func damaged(_ why: String) -> Failure {
+    Failure(
+      .badImage, "Cannot read the image \(image.path)", why: "it is damaged: \(why)",
+      advice: "use another image, or a good copy of this one")
   }
 
-  private func check(_ rows: [FdinfoEntry], _ process: RestoredProcess) throws(Failure) {
-    var last: Int64 = -1
+  private func readTable(of process: RestoredProcess) throws(Failure) {
+    let id = process.ids.filesID
+    guard tables[id] == nil else {
+      throw Failure(
+        .cannotRestore, "Cannot restore \(process.label)", why: "it shares its descriptor table with another process",
+        advice: "a later version of torpor will be able to")
+    }
+    let rows = try image.readAll(.descriptors, UInt64(id), as: FdinfoEntry.self).sorted { $0.fd < $1.fd }
+    var last: UInt32?
     for row in rows {
-      guard Int64(row.fd) > last, row.fd < 1 << 30 else { throw damaged("fdinfo-\(process.ids.filesID).img is no descriptor table") }
-      last = Int64(row.fd)
-      guard let entry = entries[row.id] else {
-        throw damaged("descriptor \(row.fd) of process \(process.pid) has no file")
+      guard row.fd != last, row.fd < UInt32(Int32.max) else {
+        throw damaged("descriptor \(row.fd) of \(process.label) is there twice")
       }
-      guard room(for: entry) != nil else {
-        throw Failure(
-          .cannotRestore, "Cannot restore \(imagePath)",
-          why: "descriptor \(row.fd) of process \(process.pid) is of kind \(entry.type), which is not supported yet",
-          advice: "use criu restore for this image")
+      last = row.fd
+      guard let entry = entries[row.id], entry.type == row.type else {
+        throw damaged("descriptor \(row.fd) of \(process.label) is of a file that is not there")
       }
+      try checkKind(entry, row, process)
+      openIDs.insert(row.id)
+    }
+    tables[id] = rows
+  }
+
+  private func checkKind(_ entry: FileEntry, _ row: FdinfoEntry, _ process: RestoredProcess) throws(Failure) {
+    guard FileRooms.room(for: entry.type) != nil else {
+      throw Failure(
+        .cannotRestore, "Cannot restore \(process.label)",
+        why: "descriptor \(row.fd) is of the kind \(entry.type), which this version of torpor cannot restore",
+        advice: "use a newer version, or the program that made the image")
+    }
+    if entry.type == .reg, entry.reg.ext {
+      throw Failure(
+        .cannotRestore, "Cannot restore \(process.label)", why: "descriptor \(row.fd) is a file that a plugin opens",
+        advice: "use the program that made the image")
     }
   }
 
-  private func room(for entry: FileEntry) -> (any FileRoom.Type)? { fileRooms.first { $0.type == entry.type } }
+  // MARK: Checks
 
-  func regular(_ id: UInt32) -> RegFileEntry? { entries[id]?.hasReg == true ? entries[id]?.reg : nil }
+  /// Whether a descriptor refers to the file, as opposed to a mapping or a name.
+  func isOpen(_ id: UInt32) -> Bool { openIDs.contains(id) }
 
-  /// Whether the job has descriptors of the terminal it was started from.
-  var usesTerminal: Bool { tables.values.contains { $0.contains { $0.type == .tty } } }
+  /// Whether a descriptor of the job is its terminal.
+  public var usesTerminal: Bool { entries.values.contains { $0.type == .tty && isOpen($0.id) } }
 
-  /// Looks whether everything is there, before anything is built.
+  /// Finds out, before anything is spawned, whether everything can be opened here.
   public func check() throws(Failure) {
-    let held = Set(tables.values.flatMap { $0.map(\.id) })
-    for entry in entries.values.sorted(by: { $0.id < $1.id }) {
-      // Entries that no descriptor has are executables, mapped files, directories.
-      if held.contains(entry.id) || entry.type == .reg, let room = room(for: entry) { try room.check(entry, self) }
+    let highest = UInt64(highestDescriptor())
+    guard highest + 8 < descriptorLimit().hard else {
+      throw Failure(
+        .cannotRestore, what, why: "the job has descriptor \(highest), and no process may have more than \(descriptorLimit().hard)",
+        advice: "raise the limit of open files (ulimit -Hn)")
     }
+    var first: Failure?
+    var others = 0
+    for entry in entries.values.sorted(by: { $0.id < $1.id }) {
+      guard let room = FileRooms.room(for: entry.type) else { continue }
+      do throws(Failure) { try room.check(entry, self) } catch {
+        if first == nil { first = error } else if first?.why != error.why { others += 1 }
+      }
+    }
+    guard var first else { return }
+    if others > 0 { first.why += " (and \(others) more)" }
+    throw first
   }
 
   /// No process will have a descriptor above it, neither of its own nor while its files are being mapped.
   public func highestDescriptor() -> Int32 {
-    let own = Int(tables.values.compactMap { $0.last?.fd }.max() ?? 0)
-    let dealt = entries.count * 2 + 2
-    return Int32(clamping: max(own, dealt))
+    let own = tables.values.reduce(2) { max($0, Int32(bitPattern: $1.last?.fd ?? 0)) }
+    // While memory is being built, a process has the files that are mapped, each for reading and for writing at most.
+    return max(own, Int32(clamping: entries.count * 2 + 2))
   }
 
-  // MARK: Mapped files
+  // MARK: Names
 
-  /// Opens a file that is mapped or executed.
+  /// The file `id` that belongs to another entry.
+  func regularFile(_ id: UInt32, of entry: FileEntry) throws(Failure) -> RegFileEntry {
+    guard let file = entries[id], file.type == .reg else { throw damaged("file \(entry.id) has no name") }
+    return file.reg
+  }
+
+  /// The path of the directory with this ID.
+  func directory(_ id: UInt32, of process: RestoredProcess) throws(Failure) -> String {
+    guard let entry = entries[id], entry.type == .reg else {
+      throw damaged("a directory of \(process.label) is not there")
+    }
+    return entry.reg.name.hasPrefix("/") ? entry.reg.name : "/" + entry.reg.name
+  }
+
+  /// Opens a file that is mapped.
   public func openForMapping(_ id: UInt32, writable: Bool) throws(Failure) -> Descriptor {
-    guard let reg = regular(id) else { throw damaged("a mapping has no file") }
-    return try attempt("Cannot open \(reg.name) for the job", advice: "torpor needs the access to it that the job had") {
-      () throws(Errno) in try Descriptor.open(reg.name, writable ? O_RDWR : O_RDONLY)
+    guard let entry = entries[id], entry.type == .reg else { throw damaged("a mapped file is not there") }
+    return try RegularFileRoom.open(path: entry.reg.name, flags: writable ? O_RDWR : O_RDONLY, self)
+  }
+
+  // MARK: Open
+
+  /// Opens every open file once, in this process.
+  public func openAll(_ restoring: Restoring) throws(Failure) {
+    for entry in entries.values.sorted(by: { $0.id < $1.id }) where isOpen(entry.id) {
+      guard let room = FileRooms.room(for: entry.type) else { continue }
+      let descriptor = try room.open(entry, self)
+      let (flags, owner) = room.settings(entry)
+      if entry.type != .fifo { try apply(flags: flags, owner: owner, to: descriptor, "file \(entry.id)") }
+      if entry.type == .eventpoll { watchesLeft[entry.id] = entry.epfd.tfd }
+      descriptors[entry.id] = descriptor.release()
     }
   }
 
-  // MARK: Descriptors
+  /// Sets what of an open file is changed with fcntl(2).
+  func apply(
+    flags: Int32, owner: FownEntry, to descriptor: borrowing Descriptor, _ name: @autoclosure () -> String
+  ) throws(Failure) {
+    guard flags & O_PATH == 0 else { return }
+    let mask = O_APPEND | O_ASYNC | O_DIRECT | O_NOATIME | O_NONBLOCK
+    do throws(Errno) {
+      // The owner first: with O_ASYNC signals may start to flow.
+      try apply(owner, to: descriptor)
+      if try descriptor.statusFlags() & mask != flags & mask { try descriptor.setStatusFlags(flags & mask) }
+    } catch { throw Failure("\(what): \(name())", error) }
+  }
 
-  /// Makes every open file.
-  func openAll(_ restoring: Restoring) throws(Failure) {
-    for rows in tables.values {
-      for row in rows where open[row.id] == nil {
-        guard let entry = entries[row.id], let room = room(for: entry) else { continue }
-        open[row.id] = try room.open(entry, self).release()
+  private func apply(_ owner: FownEntry, to descriptor: borrowing Descriptor) throws(Errno) {
+    if owner.signum != 0 { try descriptor.setOwnerSignal(Int32(truncatingIfNeeded: owner.signum)) }
+    guard owner.pid != 0 else { return }
+    let wanted = FileOwner(kind: Int32(bitPattern: owner.pidType), id: Int32(bitPattern: owner.pid))
+    guard owner.uid != getuid() || owner.euid != geteuid() else { return try descriptor.setOwner(wanted) }
+    // The kernel notes who asks, to see later whether that user may send the signal. The bare call changes this
+    // thread only; the saved ID leads back.
+    let own = (Int(getuid()), Int(geteuid()))
+    try systemCall(Int32(SYS_setresuid), Int(owner.uid), Int(owner.euid), own.1)
+    defer { _ = try? systemCall(Int32(SYS_setresuid), own.0, own.1, -1) }
+    try descriptor.setOwner(wanted)
+  }
+
+  // MARK: Deal
+
+  /// How many descriptors may be on their way at a time: what the socket's buffer takes is limited.
+  private static let largestLoad = 8 * DescriptorDealer.largestHand
+
+  /// Gives the process its descriptors, each under its number.
+  public func deal(
+    _ process: RestoredProcess, _ restoring: Restoring, into script: inout Script
+  ) throws(Failure) {
+    let rows = tables[process.ids.filesID] ?? []
+    var next = 0
+    while next < rows.count {
+      let load = rows[next..<min(next + Self.largestLoad, rows.count)]
+      var numbers: [Int32] = []
+      for row in load {
+        guard let number = descriptors[row.id] else { throw damaged("file \(row.id) has not been opened") }
+        numbers.append(number)
+      }
+      try restoring.dealer.deal(numbers, &script)
+      next = load.endIndex
+      if next < rows.count {
+        try process.run(script, in: restoring.layout)
+        script = Script()
+      }
+    }
+    Self.place(rows, &script)
+  }
+
+  /// Moves what has come as 0, 1, 2, ... to its numbers. They ascend, so from the highest down nothing is in the way.
+  static func place(_ rows: [FdinfoEntry], _ script: inout Script) {
+    for (number, row) in rows.enumerated().reversed() {
+      let closes = row.flags & UInt32(FD_CLOEXEC) != 0
+      if Int(row.fd) != number {
+        script.call(Int32(SYS_dup3), .init(number), .init(row.fd), .init(closes ? O_CLOEXEC : 0))
+        script.call(Int32(SYS_close), .init(number))
+      } else if closes {
+        script.call(Int32(SYS_fcntl), .init(number), .init(F_SETFD), .init(FD_CLOEXEC))
       }
     }
   }
 
-  /// The soft limit of open files is for programs that use select(2); ours does not.
-  static func raiseLimit() {
-    var limit = rlimit()
-    getrlimit(RLIMIT_NOFILE, &limit)
-    limit.rlim_cur = limit.rlim_max
-    setrlimit(RLIMIT_NOFILE, &limit)
+  /// Adds what only the process itself can do once all descriptors are in their places: watches and locks.
+  public func finishProcess(
+    _ process: RestoredProcess, _ restoring: Restoring, into script: inout Script
+  ) throws(Failure) {
+    let rows = tables[process.ids.filesID] ?? []
+    addWatches(rows, &script)
+    for lock in locks.of(process) { RestoredLocks.take(lock, &script) }
+    let isLast = process === restoring.processes.last { !$0.isZombie }
+    guard isLast, let left = watchesLeft.first(where: { !$0.value.isEmpty }) else { return }
+    throw damaged("epoll instance \(left.key) watches descriptor \(left.value[0].tfd), which is not there")
   }
 
-  /// Deals a process its descriptors, and adds the calls that move each to its number.
-  func deal(_ process: RestoredProcess, _ restoring: Restoring, into script: inout Script) throws(Failure) {
-    let rows = tables[process.ids.filesID] ?? []
-    try restoring.dealer.deal(rows.map { open[$0.id] ?? -1 }, &script)
-    // They have come as 0, 1, 2, ...; each belongs at its own place or further up, so the last one moves first.
-    for (index, row) in rows.enumerated().reversed() {
-      if Int(row.fd) != index {
-        script.call(
-          Int32(SYS_dup3), .init(index), .init(row.fd), .init(row.flags & 1 == 1 ? O_CLOEXEC : 0))
-        script.call(Int32(SYS_close), .init(index))
-      } else if row.flags & 1 == 1 {
-        script.call(Int32(SYS_fcntl), .init(index), .init(F_SETFD), .init(FD_CLOEXEC))
-      }
-    }
-  }
-
-  /// What can only be done by a process that has its descriptors: filling event polls.
-  func finishProcess(_ process: RestoredProcess, _ restoring: Restoring, into script: inout Script) throws(Failure) {
-    let rows = tables[process.ids.filesID] ?? []
+  /// The first process that has the epoll instance and the watched number adds the watch.
+  private func addWatches(_ rows: [FdinfoEntry], _ script: inout Script) {
+    guard !watchesLeft.isEmpty else { return }
+    let instances = rows.filter { $0.type == .eventpoll && !(watchesLeft[$0.id] ?? []).isEmpty }
+    guard !instances.isEmpty else { return }
     let numbers = Set(rows.map(\.fd))
-    for row in rows where row.type == .eventpoll && !filled.contains(row.id) {
-      guard let entry = entries[row.id], entry.epfd.tfd.allSatisfy({ numbers.contains($0.tfd) }) else { continue }
-      filled.insert(row.id)
-      EventpollRoom.fill(entry.epfd, number: row.fd, into: &script)
+    for row in instances {
+      guard let watches = watchesLeft[row.id] else { continue }
+      for watch in watches where numbers.contains(watch.tfd) { EventPollRoom.add(watch, to: row.fd, &script) }
+      watchesLeft[row.id] = watches.filter { !numbers.contains($0.tfd) }
     }
   }
 
-  func closeAll() {
-    for number in open.values { close(number) }
-    open = [:]
+  // MARK: End
+
+  /// Sets timers going and closes everything in this process: from here on only the job has its files.
+  public func closeAll() {
+    for (id, descriptor) in descriptors {
+      if let entry = entries[id], entry.type == .timerfd { try? TimerDescriptorRoom.arm(descriptor, entry.tfd) }
+      close(descriptor)
+    }
+    descriptors = [:]
+    pipes.closeAll()
+    terminals.handOver()
+  }
+
+  deinit {
+    for descriptor in descriptors.values { close(descriptor) }
     pipes.closeAll()
   }
 }
