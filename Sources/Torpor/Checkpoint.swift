@@ -108,7 +108,9 @@ extension JobProcess {
   /// Reads again, now that it stands still, what may have changed while it was being stopped.
   func readAgain() throws(Failure) {
     try attempt("Cannot read the state of \(label)") { () throws(Errno) in
+      let name = statistics.command
       statistics = try TaskStatistics(of: proc)
+      if witness != pid { statistics.command = name }
       status = try TaskStatus(of: proc)
       areas = try readMemoryMap(of: proc, withFlags: true)
     }

@@ -19,7 +19,9 @@ public final class Job {
 /// One process of a frozen job.
 public final class JobProcess {
   public let pid: ProcessID
-  /// Its directory in /proc, held open since before it was frozen.
+  /// The thread by which the kernel is asked about the process: its first, or any that lives should that one have ended.
+  public let witness: ProcessID
+  /// The witness's directory in /proc, held open since before it was frozen.
   public let proc: ProcDirectory
   /// A pidfd.
   public let handle: Descriptor
@@ -39,6 +41,7 @@ public final class JobProcess {
     statistics: TaskStatistics, status: TaskStatus, parent: JobProcess?
   ) {
     self.pid = pid
+    witness = proc.pid
     self.proc = proc
     self.handle = handle
     self.memory = memory

@@ -277,6 +277,7 @@ final class JobBuilder {
     while next < threads.count {
       let wave = threads[next..<min(next + BlankProcess.Layout.threadSeats, threads.count)]
       for (seat, (thread, core)) in wave.enumerated() {
+        guard core.hasThreadInfo else { continue }
         let slack = process.extras[thread.tid]?.timerSlackNs ?? 0
         var program = ThreadRoom.program(core, name: process.name, timerSlack: slack, own: own)
         ThreadRoom.queue(core.threadCore.signalsP, process: process.pid, thread: thread.tid, into: &program)
@@ -326,8 +327,26 @@ final class JobBuilder {
       try attempt("Cannot restore \(process.label)") { () throws(Errno) in
         _ = try leader.callOnceInInterpreter(Int32(SYS_munmap), [range.start, range.count])
       }
-      for (thread, core) in threads(of: process) { try setRegisters(thread, core, template, process) }
+      for (thread, core) in threads(of: process) {
+        if core.hasThreadInfo { try setRegisters(thread, core, template, process) } else { try prepareEnd(leader, process) }
+      }
     }
+  }
+
+  /// A first thread that had ended ends again, as soon as it is let go: by a call from the vDSO, since nothing of ours is
+  /// left in the process then.
+  private func prepareEnd(_ leader: ControlledThread, _ process: RestoredProcess) throws(Failure) {
+    guard let vdso = process.memory?.vmas.first(where: { $0.kind.contains(.vdso) }),
+      let offset = try VDSO.systemCallOffset()
+    else {
+      throw Failure("Cannot restore \(process.label)", why: "its vDSO has no system call for its first thread to end with")
+    }
+    let base = try attempt("Cannot restore \(process.label)") { () throws(Errno) in
+      try leader.with { tracee throws(Errno) in try tracee.registers() }
+    }
+    leader.registers = base.calling(Int32(SYS_exit), [0], at: vdso.start + UInt64(offset))
+    leader.signalMask = .max
+    try attempt("Cannot restore \(process.label)") { () throws(Errno) in try leader.putBack() }
   }
 
   private func setRegisters(
