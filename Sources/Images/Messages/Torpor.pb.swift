@@ -119,6 +119,9 @@ public nonisolated struct ThreadExtras: Sendable {
   /// The whole area, in the layout of the CPU that it was read on.
   public var xsave: Data = Data()
 
+  /// PR_GET_TIMERSLACK, in nanoseconds; 0 for the usual 50 microseconds.
+  public var timerSlackNs: UInt64 = 0
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -305,7 +308,7 @@ nonisolated extension TaskExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
 nonisolated extension ThreadExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".ThreadExtras"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}tid\0\u{1}xsave\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}tid\0\u{1}xsave\0\u{3}timer_slack_ns\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -315,6 +318,7 @@ nonisolated extension ThreadExtras: SwiftProtobuf.Message, SwiftProtobuf._Messag
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularUInt32Field(value: &self.tid) }()
       case 2: try { try decoder.decodeSingularBytesField(value: &self.xsave) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.timerSlackNs) }()
       default: break
       }
     }
@@ -327,12 +331,16 @@ nonisolated extension ThreadExtras: SwiftProtobuf.Message, SwiftProtobuf._Messag
     if !self.xsave.isEmpty {
       try visitor.visitSingularBytesField(value: self.xsave, fieldNumber: 2)
     }
+    if self.timerSlackNs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.timerSlackNs, fieldNumber: 3)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: ThreadExtras, rhs: ThreadExtras) -> Bool {
     if lhs.tid != rhs.tid {return false}
     if lhs.xsave != rhs.xsave {return false}
+    if lhs.timerSlackNs != rhs.timerSlackNs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

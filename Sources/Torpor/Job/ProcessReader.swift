@@ -66,7 +66,7 @@ enum ProcessReader {
     if extras.auxv.count > memory.mmSavedAuxv.count { memory.mmSavedAuxv = extras.auxv }
     let process = RestoredProcess(
       entry: entry, cores: cores, ids: try image.read(.ids, UInt64(entry.pid), as: TaskKobjIdsEntry.self), memory: memory)
-    for thread in extras.threads { process.extendedStates[ProcessID(bitPattern: thread.tid)] = [UInt8](thread.xsave) }
+    for thread in extras.threads { process.extras[ProcessID(bitPattern: thread.tid)] = thread }
     return process
   }
 

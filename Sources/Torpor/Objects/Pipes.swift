@@ -101,18 +101,41 @@ struct SavedPipes {
 
   /// Refuses pipes whose other end is held by somebody outside of the job.
   func finish(_ saving: Saving) throws(Failure) {
-    let halves = pipes.values.filter { $0.reader == nil || !$0.hasWriter }
+    var halves: [Ends] = []
+    for pipe in pipes.values where (pipe.reader == nil || !pipe.hasWriter) {
+      if try Self.hasOtherEnd(pipe.facts) { halves.append(pipe) }
+    }
     guard !halves.isEmpty else { return }
     let outsiders = PipeOutsiders(
       of: Set(halves.map(\.facts.link)), job: Set(saving.job.processes.map(\.pid)))
     for pipe in halves.sorted(by: { ($0.facts.process.pid, $0.facts.number) < ($1.facts.process.pid, $1.facts.number) }) {
-      guard let other = outsiders.holder(of: pipe.facts.link, reading: pipe.reader == nil) else { continue }
-      let facts = pipe.facts
-      let direction = pipe.reader == nil ? "to" : "from"
-      saving.refuse(
-        facts.process, "\(facts.label) is a pipe \(direction) \(other), which is not part of the job (\(facts.link))",
-        advice: "start the job with its input and output in files (</dev/null >out.txt 2>&1), or checkpoint the parent of both")
+      refuse(pipe, outsiders.holder(of: pipe.facts.link, reading: pipe.reader == nil), saving)
     }
+  }
+
+  private func refuse(_ pipe: Ends, _ holder: String?, _ saving: Saving) {
+    let facts = pipe.facts
+    let direction = pipe.reader == nil ? "to" : "from"
+    if holder == nil, !PipeRoom.recognises(facts) { return }
+    // Pipes that came by inheritance from outside of a container are rarely in use, but for the first three.
+    if holder == nil, facts.number > 2 {
+      saving.log.warning(
+        "\(facts.label) of \(facts.process.label) is a pipe \(direction) a process that cannot be seen from here; after a restore nobody will be at its other end")
+      return
+    }
+    let other = holder.map { "\($0), which is not part of the job" } ?? "a process that cannot be seen from here"
+    saving.refuse(
+      facts.process, "\(facts.label) is a pipe \(direction) \(other) (\(facts.link))",
+      advice: "start the job with its input and output in files (</dev/null >out.txt 2>&1), or checkpoint the parent of both")
+  }
+
+  /// Whether anybody at all holds the end that nobody in the job has.
+  private static func hasOtherEnd(_ facts: DescriptorFacts) throws(Failure) -> Bool {
+    let end = try facts.duplicate()
+    var request = pollfd(fd: end.number, events: 0, revents: 0)
+    guard poll(&request, 1, 0) >= 0 else { return true }
+    // POLLERR: nobody reads; POLLHUP: nobody writes any more.
+    return Int32(request.revents) & (POLLERR | POLLHUP) == 0
   }
 
   // MARK: Write
