@@ -117,7 +117,8 @@ public final class RestoredFiles {
   public func highestDescriptor() -> Int32 {
     let own = tables.values.reduce(2) { max($0, Int32(bitPattern: $1.last?.fd ?? 0)) }
     // While memory is being built, a process has the files that are mapped, each for reading and for writing at most.
-    return max(own, Int32(clamping: entries.count * 2 + 2))
+    let mapped = entries.values.count { $0.type == .reg && !isOpen($0.id) }
+    return max(own, Int32(clamping: mapped * 2 + 2))
   }
 
   // MARK: Names
