@@ -53,8 +53,8 @@ let package = Package(
     .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: settings),
     .testTarget(name: "TracingTests", dependencies: ["Tracing", "Linux", "CLinux"], swiftSettings: settings),
     .testTarget(name: "ImagesTests", dependencies: ["Images"], swiftSettings: settings),
+    .target(name: "CVictims", path: "Tests/CVictims"),
     .testTarget(
-      name: "IntegrationTests", dependencies: ["Torpor", "TorporCommand"],
-      exclude: [], swiftSettings: settings),
+      name: "IntegrationTests", dependencies: ["CVictims", "TorporCommand"], swiftSettings: settings),
   ]
 )

@@ -7,6 +7,8 @@ public enum ImageKind: Sendable, Hashable {
   case ttyInfo, remappedPaths, fileLocks
   case core, ids, memoryMap, fileSystem, descriptors, pagemap, timeNamespace, tcpStream, ghostFile
   case sharedPagemap
+  /// Torpor's own; other readers ignore it.
+  case taskExtras
   /// Torpor's own: where packets end in pipes that keep them apart (O_DIRECT).
   case pipePackets
 
@@ -38,6 +40,7 @@ public enum ImageKind: Sendable, Hashable {
     case .timeNamespace: 0x4311_4433
     case .tcpStream: 0x5146_5506
     case .ghostFile: 0x5258_3605
+    case .taskExtras: 0x5450_5231
     case .pipePackets: 0x5450_4b54
     }
   }
@@ -70,6 +73,7 @@ public enum ImageKind: Sendable, Hashable {
     case .timeNamespace: "timens-\(id).img"
     case .tcpStream: "tcp-stream-\(String(id, radix: 16)).img"
     case .ghostFile: "ghost-file-\(String(id, radix: 16)).img"
+    case .taskExtras: "torpor-task-\(id).img"
     }
   }
 

@@ -115,6 +115,15 @@ public final class ImageReader {
     try Descriptor.open(name, O_RDONLY | O_NOFOLLOW, at: directory.number)
   }
 
+  /// The size of all files in the directory, in bytes.
+  public func totalSize() throws(Failure) -> UInt64 {
+    var total: UInt64 = 0
+    for name in namesOfFiles(in: path) {
+      if let status = try? fileStatus(name, followingLink: false, at: directory.number) { total += UInt64(status.st_size) }
+    }
+    return total
+  }
+
   // MARK: Checks
 
   /// Checks size and digest of every file in the manifest for which `filter` holds.

@@ -166,13 +166,20 @@ extension [UInt8] {
 
 /// Removes a directory of plain files, as an image is.
 public func removeDirectory(_ path: String) {
-  guard let directory = opendir(path) else { return }
-  let number = dirfd(directory)
-  while let entry = readdir(directory) {
-    withUnsafePointer(to: &entry.pointee.d_name) {
-      $0.withMemoryRebound(to: CChar.self, capacity: 256) { _ = unlinkat(number, $0, 0) }
-    }
-  }
-  closedir(directory)
+  for name in namesOfFiles(in: path) { unlink("\(path)/\(name)") }
   rmdir(path)
+}
+
+/// The names of all files in a directory of plain files.
+func namesOfFiles(in path: String) -> [String] {
+  guard let directory = opendir(path) else { return [] }
+  defer { closedir(directory) }
+  var names: [String] = []
+  while let entry = readdir(directory) {
+    let name = withUnsafeBytes(of: entry.pointee.d_name) { bytes in
+      String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+    }
+    if name != ".", name != ".." { names.append(name) }
+  }
+  return names
 }

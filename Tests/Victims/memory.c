@@ -273,6 +273,7 @@ static void live(void) {
   uintptr_t here = (uintptr_t)__builtin_frame_address(0);
   stack_mark = here;
   check_round(0);
+  check_identity(argument_count, arguments); // the stack is as deep from here on as it gets
   report("READY %d", getpid());
   for (unsigned long round = 0; !finish_requested(); round++) {
     tick();

@@ -13,6 +13,11 @@
 // What Torpor keeps in files of its own beside the others. They are written as JSON or in the common framing, and
 // other readers ignore them.
 
+#if canImport(FoundationEssentials)
+import FoundationEssentials
+#else
+import Foundation
+#endif
 import SwiftProtobuf
 
 // If the compiler emits an error on this type, it is because this file
@@ -81,6 +86,41 @@ public nonisolated struct ManifestFile: Sendable {
 
   /// XXH3 with 128 bits, hexadecimal.
   public var xxh3: String = String()
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// torpor-task-PID.img, one entry: what the other files have no room for.
+public nonisolated struct TaskExtras: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// The whole auxiliary vector, where it is longer than the 44 words that MmEntry may hold.
+  public var auxv: [UInt64] = []
+
+  /// For threads that use components of the XSAVE area which the core has no fields for.
+  public var threads: [ThreadExtras] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct ThreadExtras: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var tid: UInt32 = 0
+
+  /// The whole area, in the layout of the CPU that it was read on.
+  public var xsave: Data = Data()
+
+  /// PR_GET_TIMERSLACK, in nanoseconds; 0 for the usual 50 microseconds.
+  public var timerSlackNs: UInt64 = 0
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -226,6 +266,81 @@ nonisolated extension ManifestFile: SwiftProtobuf.Message, SwiftProtobuf._Messag
     if lhs.name != rhs.name {return false}
     if lhs.size != rhs.size {return false}
     if lhs.xxh3 != rhs.xxh3 {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension TaskExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".TaskExtras"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}auxv\0\u{1}threads\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedUInt64Field(value: &self.auxv) }()
+      case 2: try { try decoder.decodeRepeatedMessageField(value: &self.threads) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.auxv.isEmpty {
+      try visitor.visitPackedUInt64Field(value: self.auxv, fieldNumber: 1)
+    }
+    if !self.threads.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.threads, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: TaskExtras, rhs: TaskExtras) -> Bool {
+    if lhs.auxv != rhs.auxv {return false}
+    if lhs.threads != rhs.threads {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension ThreadExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".ThreadExtras"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}tid\0\u{1}xsave\0\u{3}timer_slack_ns\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.tid) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self.xsave) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.timerSlackNs) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.tid != 0 {
+      try visitor.visitSingularUInt32Field(value: self.tid, fieldNumber: 1)
+    }
+    if !self.xsave.isEmpty {
+      try visitor.visitSingularBytesField(value: self.xsave, fieldNumber: 2)
+    }
+    if self.timerSlackNs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.timerSlackNs, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: ThreadExtras, rhs: ThreadExtras) -> Bool {
+    if lhs.tid != rhs.tid {return false}
+    if lhs.xsave != rhs.xsave {return false}
+    if lhs.timerSlackNs != rhs.timerSlackNs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -1,4 +1,5 @@
 import CLinux
+import FoundationEssentials
 import Images
 import Linux
 import SystemPackage
@@ -12,6 +13,7 @@ struct CollectedJob {
     var cores: [(tid: ProcessID, entry: CoreEntry)] = []
     var memory = MmEntry()
     var fileSystem = FsEntry()
+    var extras = TaskExtras()
   }
 
   private var processes: [Process] = []
@@ -57,7 +59,24 @@ struct CollectedJob {
       if thread.tid == process.pid { core.tc = try TaskRoom.save(process, answers) }
       result.cores.append((thread.tid, core))
     }
+    result.extras = extras(process, result.memory, interview)
     return result
+  }
+
+  /// What the other files have no room for.
+  private static func extras(_ process: JobProcess, _ memory: MmEntry, _ interview: Interview) -> TaskExtras {
+    var extras = TaskExtras()
+    if memory.mmSavedAuxv.count > MemoryRoom.longestAuxiliaryVector { extras.auxv = memory.mmSavedAuxv }
+    for thread in process.threads {
+      var entry = ThreadExtras()
+      if RegistersRoom.hasOtherComponents(thread.extendedState) { entry.xsave = Data(thread.extendedState) }
+      let slack = interview.threads[thread.tid]?.timerSlack ?? 0
+      if slack != ThreadRoom.usualTimerSlack { entry.timerSlackNs = slack }
+      guard entry != ThreadExtras() else { continue }
+      entry.tid = UInt32(thread.tid)
+      extras.threads.append(entry)
+    }
+    return extras
   }
 
   private static func refuseUnsupported(_ process: JobProcess, _ saving: Saving) {
@@ -100,6 +119,7 @@ struct CollectedJob {
     for core in entry.cores { try image.write(.core, UInt64(core.tid), core.entry) }
     guard !entry.process.isZombie else { return }
     try image.write(.ids, UInt64(entry.kin.pid), entry.ids)
+    if entry.extras != TaskExtras() { try image.write(.taskExtras, UInt64(entry.kin.pid), entry.extras) }
     try image.write(.fileSystem, UInt64(entry.kin.pid), entry.fileSystem)
   }
 

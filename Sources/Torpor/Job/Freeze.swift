@@ -106,13 +106,15 @@ struct Freezer {
     }
   }
 
-  /// Seizes and interrupts all of `tids`, then waits for each.
+  /// Stops one thread after the other. A call that was under way comes out of the interrupt with an EINTR of our making,
+  /// which is put right as soon as the thread stands: so few threads as possible are in between at any moment.
   private func stop(_ tids: [ProcessID], of process: JobProcess) throws(Failure) {
-    var seized: [ThreadStop] = []
-    seized.reserveCapacity(tids.count)
     for tid in tids {
+      let thread: ThreadStop
       do throws(Errno) {
-        seized.append(ThreadStop(try Tracee(seizing: tid)))
+        thread = ThreadStop(try Tracee(seizing: tid))
+        FaultPoint.reach(.checkpointSeized)
+        try thread.interrupt()
       } catch .noSuchProcess { continue } catch {
         if isDeadThread(tid, of: process) {
           if tid == process.pid { process.threads.append(deadLeader(of: process)) }
@@ -120,10 +122,6 @@ struct Freezer {
         }
         throw Suitability.cannotTrace(process, tid, error)
       }
-    }
-    for thread in seized { try? thread.interrupt() }
-    FaultPoint.reach(.checkpointSeized)
-    for thread in seized {
       if let stopped = try thread.wait(process, log) { process.threads.append(stopped) }
     }
   }

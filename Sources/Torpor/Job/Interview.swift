@@ -26,6 +26,8 @@ public struct ThreadAnswers {
   public var clearChildTID: UInt64 = 0
   public var deathSignal: Int32 = 0
   public var secureBits: UInt32 = 0
+  /// In nanoseconds.
+  public var timerSlack: UInt64 = 0
 }
 
 /// Has the threads of a frozen job make the calls whose answers the kernel gives to nobody else, all processes at the
@@ -158,6 +160,7 @@ private struct ThreadQuestions {
   private let clearTID: Int
   private let deathSignal: Int
   private let secureBits: Int
+  private let timerSlack: Int
 
   init() { self.init(in: SyscallProgram()) }
 
@@ -170,6 +173,7 @@ private struct ThreadQuestions {
     deathSignal = program.reserve(4)
     program.call(Int32(SYS_prctl), 2 /* PR_GET_PDEATHSIG */, .data(deathSignal))
     secureBits = program.call(Int32(SYS_prctl), 27 /* PR_GET_SECUREBITS */)
+    timerSlack = program.call(Int32(SYS_prctl), 30 /* PR_GET_TIMERSLACK */)
     self.program = program
   }
 
@@ -177,7 +181,7 @@ private struct ThreadQuestions {
     ThreadAnswers(
       alternateStack: results.load(stack, as: stack_t.self), clearChildTID: results.load(clearTID, as: UInt64.self),
       deathSignal: results.load(deathSignal, as: Int32.self),
-      secureBits: UInt32(truncatingIfNeeded: results[secureBits]))
+      secureBits: UInt32(truncatingIfNeeded: results[secureBits]), timerSlack: UInt64(bitPattern: results[timerSlack]))
   }
 }
 

@@ -277,7 +277,8 @@ final class JobBuilder {
     while next < threads.count {
       let wave = threads[next..<min(next + BlankProcess.Layout.threadSeats, threads.count)]
       for (seat, (thread, core)) in wave.enumerated() {
-        var program = ThreadRoom.program(core, name: process.name, own: own)
+        let slack = process.extras[thread.tid]?.timerSlackNs ?? 0
+        var program = ThreadRoom.program(core, name: process.name, timerSlack: slack, own: own)
         ThreadRoom.queue(core.threadCore.signalsP, process: process.pid, thread: thread.tid, into: &program)
         // Waiting signals may be many: a program that does not fit a small seat gets the main one, alone.
         let fits = program.size + 128 <= BlankProcess.Layout.threadSeatSize
@@ -333,7 +334,9 @@ final class JobBuilder {
     _ thread: ControlledThread, _ core: CoreEntry, _ template: [UInt8], _ process: RestoredProcess
   ) throws(Failure) {
     let what = "Cannot restore thread \(thread.tid) of \(process.label)"
-    guard let state = RegistersRoom.extendedState(core.threadInfo.fpregs, template: template) else {
+    let whole = process.extras[thread.tid].map { [UInt8]($0.xsave) } ?? []
+    let parts = whole.isEmpty ? RegistersRoom.extendedState(core.threadInfo.fpregs, template: template) : whole
+    guard let state = parts, state.count == template.count else {
       throw Failure(
         .badImage, what, why: "it uses vector registers that this CPU has not",
         advice: "restore it on a machine with the CPU features that `torpor show` lists")

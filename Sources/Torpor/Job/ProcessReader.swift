@@ -60,9 +60,14 @@ enum ProcessReader {
     for core in cores {
       try checkSupported(core, entry.pid, image)
     }
-    return RestoredProcess(
-      entry: entry, cores: cores, ids: try image.read(.ids, UInt64(entry.pid), as: TaskKobjIdsEntry.self),
-      memory: try image.read(.memoryMap, UInt64(entry.pid), as: MmEntry.self))
+    var memory = try image.read(.memoryMap, UInt64(entry.pid), as: MmEntry.self)
+    var extras = TaskExtras()
+    if image.has(.taskExtras, UInt64(entry.pid)) { extras = try image.read(.taskExtras, UInt64(entry.pid)) }
+    if extras.auxv.count > memory.mmSavedAuxv.count { memory.mmSavedAuxv = extras.auxv }
+    let process = RestoredProcess(
+      entry: entry, cores: cores, ids: try image.read(.ids, UInt64(entry.pid), as: TaskKobjIdsEntry.self), memory: memory)
+    for thread in extras.threads { process.extras[ProcessID(bitPattern: thread.tid)] = thread }
+    return process
   }
 
   private static func checkSupported(_ core: CoreEntry, _ pid: UInt32, _ image: ImageReader) throws(Failure) {

@@ -41,6 +41,8 @@ public final class RestoredProcess {
   public let memory: MmEntry?
   public internal(set) weak var parent: RestoredProcess?
   public internal(set) var children: [RestoredProcess] = []
+  /// What threads have that their cores have no room for.
+  var extras: [ProcessID: ThreadExtras] = [:]
   /// Which of its pages the image holds; set when the image has been checked.
   var pages: PageMap?
   /// Its leader, once born.

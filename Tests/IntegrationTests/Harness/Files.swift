@@ -59,8 +59,9 @@ enum Files {
 
   static func link(_ path: String) -> String? {
     var buffer = [UInt8](repeating: 0, count: 4096)
-    let count = buffer.withUnsafeMutableBytes {
-      readlink(path, $0.baseAddress?.assumingMemoryBound(to: CChar.self), $0.count)
+    let count = buffer.withUnsafeMutableBytes { bytes -> Int in
+      guard let start = bytes.baseAddress else { return -1 }
+      return readlink(path, start.assumingMemoryBound(to: CChar.self), bytes.count)
     }
     return count < 0 ? nil : String(decoding: buffer[..<count], as: UTF8.self)
   }

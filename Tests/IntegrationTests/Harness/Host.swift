@@ -1,4 +1,4 @@
-import CLinux
+import CVictims
 import Glibc
 import Synchronization
 
@@ -14,9 +14,9 @@ enum Host {
   /// The command under test: $TORPOR_BINARY, else the one built beside these tests, else the newest in `.build`.
   static let torpor: String = {
     if let given = getenv("TORPOR_BINARY") { return absolute(String(cString: given)) }
-    let beside = Files.link("/proc/self/exe").map { $0[..<($0.lastIndex(of: "/") ?? $0.startIndex)] + "/torpor" }
-    if let beside, access(String(beside), X_OK) == 0 { return String(beside) }
-    let built = ["release", "debug"].map { "\(packageRoot)/.build/\($0)/torpor" }.filter { access($0, X_OK) == 0 }
+    let beside = Files.link("/proc/self/exe").map { "\($0[..<($0.lastIndex(of: "/") ?? $0.startIndex)])/torpor" }
+    if let beside, access(beside, X_OK) == 0 { return beside }
+    let built = ["release", "debug"].map { (name: String) -> String in "\(packageRoot)/.build/\(name)/torpor" }.filter { access($0, X_OK) == 0 }
     func age(_ path: String) -> Int {
       var status = stat()
       stat(path, &status)
@@ -33,7 +33,7 @@ enum Host {
 
   /// Done once: orphans of our jobs come to us, and the victims are built.
   static let prepared: Void = {
-    _ = clinux_syscall(Int(SYS_prctl), Int(PR_SET_CHILD_SUBREAPER), 1, 0, 0, 0, 0)
+    _ = clinux_become_subreaper()
     signal(SIGPIPE, SIG_IGN)
   }()
 
@@ -59,9 +59,8 @@ enum Host {
     for folder in ["/usr/bin", "/bin"] + path.split(separator: ":").map(String.init) {
       let candidate = "\(folder)/\(name)"
       guard access(candidate, X_OK) == 0, let start = head(candidate), start != Array("#!".utf8) else { continue }
-      guard let real = realpath(candidate, nil) else { continue }
-      defer { free(real) }
-      return String(cString: real)
+      // Not the real path: some programs are told by their name what to do.
+      return candidate
     }
     return nil
   }

@@ -58,7 +58,12 @@ extension Victim {
     let run = try await workspace.torpor(["checkpoint", "\(pid)", "--stop", "--output", image], limit: expectations.limit)
     try #require(run.succeeded, "\(run)", sourceLocation: sourceLocation)
     try expectImage(image, sourceLocation: sourceLocation)
-    let left = await Reaper.waitUntilGone(pids)
+    // The image may hold processes that were born after we looked.
+    let shown = try await workspace.torpor(["show", image, "--json"])
+    let saved = (try shown.json()["processes"] as? [[String: Any]] ?? []).compactMap { ($0["pid"] as? Int).map { pid_t($0) } }
+    #expect(saved.contains(pid), "\(shown)", sourceLocation: sourceLocation)
+    workspace.own(saved)
+    let left = await Reaper.waitUntilGone(Array(Set(pids).union(saved)))
     try #require(left.isEmpty, "processes \(left) are still there after checkpoint --stop", sourceLocation: sourceLocation)
     return image
   }

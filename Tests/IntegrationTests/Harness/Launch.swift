@@ -1,4 +1,4 @@
-import CLinux
+import CVictims
 import Glibc
 import Synchronization
 
@@ -79,7 +79,7 @@ struct Launch {
     var pid: pid_t = 0
     let result = withCStrings([path] + arguments) { argv in
       withCStrings(variables.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }) { envp in
-        Reaper.registering { pid in posix_spawn(&pid, path, &actions, &attributes, argv, envp) } into: &pid
+        Reaper.registering({ pid in posix_spawn(&pid, path, &actions, &attributes, argv, envp) }, into: &pid)
       }
     }
     guard result == 0 else { throw TestFailure("cannot start \(path): \(errorText(result))") }

@@ -113,11 +113,17 @@ enum MemoryRoom {
   /// An address for people.
   static func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
 
+  /// Most words of an auxiliary vector that other readers of the image take; newer kernels give some more, and the whole
+  /// vector then goes into `TaskExtras`.
+  static let longestAuxiliaryVector = 44
+
   /// Writes the description and the content of an address space.
   static func save(
     _ entry: MmEntry, of process: JobProcess, pagesID: UInt32, _ saver: PageSaver
   ) throws(Failure) {
-    try saver.image.write(.memoryMap, UInt64(process.pid), entry)
+    var short = entry
+    short.mmSavedAuxv = Array(entry.mmSavedAuxv.prefix(longestAuxiliaryVector))
+    try saver.image.write(.memoryMap, UInt64(process.pid), short)
     try saver.save(entry.vmas, of: process, pagesID: pagesID)
   }
 }

@@ -85,16 +85,22 @@ enum ThreadRoom {
     return (values.0, values.1)
   }
 
+  /// What init starts with, and nearly every thread has. (prctl(2), PR_SET_TIMERSLACK)
+  static let usualTimerSlack: UInt64 = 50_000
+
   // MARK: Restore
 
   /// The calls by which a thread gets back what it has of its own, registers aside.
   ///
   /// - Parameters:
   ///   - name: for a thread of an image that has none, its process's.
+  ///   - timerSlack: in nanoseconds, 0 for the usual.
   ///   - own: the credentials it has now.
-  static func program(_ core: CoreEntry, name: String, own: CredsEntry) -> SyscallProgram {
+  static func program(_ core: CoreEntry, name: String, timerSlack: UInt64, own: CredsEntry) -> SyscallProgram {
     let entry = core.threadCore
     var program = SyscallProgram()
+    let slack = timerSlack == 0 ? usualTimerSlack : timerSlack
+    program.call(Int32(SYS_prctl), 29 /* PR_SET_TIMERSLACK */, .init(slack))
     program.call(Int32(SYS_set_tid_address), .init(core.threadInfo.clearTidAddr_p))
     if entry.futexRla != 0 {
       program.call(Int32(SYS_set_robust_list), .init(entry.futexRla), .init(entry.futexRlaLen))

@@ -1,0 +1,67 @@
+import ArgumentParser
+import CLinux
+import Linux
+import Synchronization
+import Torpor
+
+struct RestoreCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "restore",
+    abstract: "Make a saved job run again.",
+    discussion: """
+      In the foreground it waits for the job, passes signals such as that of Ctrl-C on to it, and exits with the job's
+      exit status (128 + N for a job that signal N has ended). With --detach it prints the process ID of the job's
+      root and exits.
+      """)
+
+  @Argument(help: "The image directory.", completion: .directory)
+  var image: String
+
+  @Flag(name: .shortAndLong, help: "Do not wait for the job.")
+  var detach = false
+
+  @OptionGroup var common: CommonOptions
+
+  func run() throws {
+    let bar = ProgressBar(enabled: !common.json)
+    let job = try Console.reporting { () throws(Failure) in
+      defer { bar.finish() }
+      var options = RestoreOptions()
+      options.detach = detach
+      return try Restore.run(image, options, log: common.makeLog(), progress: bar.progress)
+    }
+    if common.json {
+      try Console.print(json: Printed(pid: job.rootPID, processes: job.processes, seconds: job.seconds))
+    } else if detach {
+      Console.print("\(job.rootPID)")
+    }
+    guard !detach else { return }
+    SignalRelay.start(to: job.rootPID)
+    let status = try Console.reporting { () throws(Failure) in try job.wait() }
+    let code =
+      clinux_wifexited(status) != 0 ? clinux_wexitstatus(status) : 128 + clinux_wtermsig(status)
+    throw ExitCode(code)
+  }
+
+  private struct Printed: Encodable {
+    var pid: Int32
+    var processes: Int
+    var seconds: Double
+  }
+}
+
+/// Passes the signals that torpor gets on to the job.
+enum SignalRelay {
+  private static let target = Atomic<Int32>(0)
+
+  static func start(to pid: ProcessID) {
+    target.store(pid, ordering: .relaxed)
+    for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGCONT] {
+      signal(number) { number in
+        // In the foreground of one terminal the kernel has sent it to the job itself: Ctrl-C reaches a whole group.
+        let pid = SignalRelay.target.load(ordering: .relaxed)
+        if getpgid(pid) != getpgrp() || number == SIGTERM || number == SIGHUP { kill(pid, number) }
+      }
+    }
+  }
+}
