@@ -84,9 +84,12 @@ public enum Checkpoint {
     return try CollectedJob(saving, interview)
   }
 
+  /// Children first, and those that job control has stopped before all others: no parent finds a child that is held.
   private static func letGo(_ job: Job) {
-    for process in job.processes {
+    let order = Array(job.processes.reversed())
+    for process in order.filter(\.isStopped) + order.filter({ !$0.isStopped }) {
       for thread in process.threads { try? thread.control.detach() }
+      if process.isStopped { JobControl.awaitStop(of: process.pid) }
     }
   }
 

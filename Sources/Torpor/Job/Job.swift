@@ -52,6 +52,8 @@ public final class JobProcess {
 
   public var name: String { statistics.command }
   public var isZombie: Bool { statistics.state == "Z" }
+  /// Whether job control has stopped it.
+  public var isStopped: Bool { threads.contains { $0.control.stoppedBySignal != nil } }
   /// The first thread: any that lives, should the leader have exited.
   public var anyThread: JobThread? { threads.first { !$0.isDead } }
   /// For messages: `4242 (firefox)`.
@@ -71,5 +73,18 @@ public final class JobThread {
     self.tid = tid
     self.control = control
     self.isDead = isDead
+  }
+}
+
+/// Stops of job control, as against those of tracing.
+enum JobControl {
+  /// A stopped process that is no longer traced wakes for a moment to enter its stop again; waits until it has.
+  static func awaitStop(of pid: ProcessID) {
+    for _ in 0..<1000 {
+      guard let proc = try? ProcDirectory(pid), let statistics = try? TaskStatistics(of: proc),
+        statistics.state != "T", statistics.state != "Z"
+      else { return }
+      usleep(100)
+    }
   }
 }
