@@ -55,14 +55,16 @@ struct Freezer {
   /// nil for a process that has ended and been reaped meanwhile.
   private func open(_ pid: ProcessID, parent: JobProcess?) throws(Failure) -> JobProcess? {
     do throws(Errno) {
-      let proc = try ProcDirectory(pid)
-      let statistics = try TaskStatistics(of: proc)
+      let witness = try Suitability.livingThread(of: pid) ?? pid
+      let proc = try ProcDirectory(witness)
+      var statistics = try TaskStatistics(of: proc)
+      if witness != pid { statistics.command = try TaskStatistics(of: proc, "task/\(pid)/stat").command }
       let status = try TaskStatus(of: proc)
       let memory =
         statistics.state == "Z" ? Descriptor(owning: -1) : try proc.open("mem", O_RDWR)
       return JobProcess(
-        pid: pid, proc: proc, handle: try openProcess(pid), memory: memory, statistics: statistics, status: status,
-        parent: parent)
+        pid: pid, proc: proc, handle: try openProcess(witness, isThread: witness != pid), memory: memory,
+        statistics: statistics, status: status, parent: parent)
     } catch .noSuchFileOrDirectory, .noSuchProcess {
       if parent == nil { throw Suitability.noSuchProcess(pid) }
       return nil
@@ -106,13 +108,15 @@ struct Freezer {
     }
   }
 
-  /// Seizes and interrupts all of `tids`, then waits for each.
+  /// Stops one thread after the other. A call that was under way comes out of the interrupt with an EINTR of our making,
+  /// which is put right as soon as the thread stands: so few threads as possible are in between at any moment.
   private func stop(_ tids: [ProcessID], of process: JobProcess) throws(Failure) {
-    var seized: [ThreadStop] = []
-    seized.reserveCapacity(tids.count)
     for tid in tids {
+      let thread: ThreadStop
       do throws(Errno) {
-        seized.append(ThreadStop(try Tracee(seizing: tid)))
+        thread = ThreadStop(try Tracee(seizing: tid))
+        FaultPoint.reach(.checkpointSeized)
+        try thread.interrupt()
       } catch .noSuchProcess { continue } catch {
         if isDeadThread(tid, of: process) {
           if tid == process.pid { process.threads.append(deadLeader(of: process)) }
@@ -120,10 +124,6 @@ struct Freezer {
         }
         throw Suitability.cannotTrace(process, tid, error)
       }
-    }
-    for thread in seized { try? thread.interrupt() }
-    FaultPoint.reach(.checkpointSeized)
-    for thread in seized {
       if let stopped = try thread.wait(process, log) { process.threads.append(stopped) }
     }
   }
