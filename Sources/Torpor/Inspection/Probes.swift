@@ -95,14 +95,14 @@ public enum Probes {
         "map_files", canReadMappedFile(), "finding mapped files that others hide or have removed",
         "run torpor as root, or give it CAP_CHECKPOINT_RESTORE"),
       optional(
-        "cgroup freezer", freezer != nil, "stopping a container at once (\(freezer ?? ""))",
-        "jobs are stopped thread by thread"),
+        "cgroup freezer", freezer != nil, "stopping a container at once" + (freezer.map { " (\($0))" } ?? ""),
+        "mount one; without it jobs are stopped thread by thread"),
       optional(
         "other users' jobs", has(capabilities: [6, 7]) /* CAP_SETGID, CAP_SETUID */, "restoring them as they were",
-        "only jobs of your own can be restored; run torpor as root for others"),
+        "run torpor as root, or restore jobs of your own only"),
       optional(
-        "raising limits", has(capabilities: [24]) /* CAP_SYS_RESOURCE */, "restoring limits above those of torpor",
-        "a job cannot get back limits above those that torpor has; give it CAP_SYS_RESOURCE"),
+        "raising limits", has(capabilities: [24]) /* CAP_SYS_RESOURCE */, "giving a job hard limits above those that torpor has",
+        "raise those of torpor, or give it CAP_SYS_RESOURCE"),
       optional(
         "time namespaces", (try? readLink("/proc/self/ns/time")) != nil, "clocks that do not go back after a reboot",
         "use a kernel with CONFIG_TIME_NS"),
