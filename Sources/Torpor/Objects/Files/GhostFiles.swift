@@ -159,7 +159,7 @@ struct RestoredGhosts {
     if let known = made[id] {
       number = known
     } else {
-      number = try make(id, in: Self.directory(of: path)).release()
+      number = try make(id, path).release()
       made[id] = number
     }
     return try attempt("Cannot restore \(image.path): the deleted file \(path)") { () throws(Errno) in
@@ -173,13 +173,14 @@ struct RestoredGhosts {
   }
 
   /// A file without a name on the same file system, with content, owner and times as it had.
-  private func make(_ id: UInt32, in directory: String) throws(Failure) -> Descriptor {
-    let what = "Cannot restore \(image.path): a deleted file in \(directory)"
+  private func make(_ id: UInt32, _ path: String) throws(Failure) -> Descriptor {
+    let directory = Self.directory(of: path)
+    let what = "Cannot restore \(image.path): the deleted file \(path)"
     var cursor = try image.open(.ghostFile, UInt64(id))
     guard let entry = try cursor.next(GhostFileEntry.self), entry.mode & FileKind.mask == FileKind.regular else {
       throw Failure(.cannotRestore, what, why: "it is not a regular file", advice: "use the program that made the image")
     }
-    let file = try attempt(what) { () throws(Errno) in try Descriptor.open(directory, O_TMPFILE | O_RDWR, mode: 0o600) }
+    let file = try attempt(what) { () throws(Errno) in try Self.create(path, directory) }
     if entry.chunks {
       while let piece = try cursor.next(GhostChunkEntry.self) {
         guard piece.off <= entry.size, piece.len <= entry.size - piece.off else {
@@ -196,8 +197,20 @@ struct RestoredGhosts {
         try bytes.withBytes { bytes throws(Errno) in try file.write(bytes, at: 0) }
       }
     }
-    try attempt(what) { () throws(Errno) in try Self.finish(file, entry) }
-    return file
+    // Kept without write access, for a program that somebody may write to cannot be run.
+    return try attempt(what) { () throws(Errno) in
+      try Self.finish(file, entry)
+      return try Descriptor.open("/proc/self/fd/\(file.number)", O_PATH)
+    }
+  }
+
+  /// An empty file that has no name any more; what its name was is still to be seen in /proc, unless it is taken.
+  private static func create(_ path: String, _ directory: String) throws(Errno) -> Descriptor {
+    if let file = try? Descriptor.open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW) {
+      unlink(path)
+      return file
+    }
+    return try Descriptor.open(directory, O_TMPFILE | O_RDWR)
   }
 
   private static func finish(_ file: borrowing Descriptor, _ entry: GhostFileEntry) throws(Errno) {
