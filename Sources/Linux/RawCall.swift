@@ -50,7 +50,7 @@ extension Array where Element: BitwiseCopyable {
   public func withBytes<Value, Problem: Error>(
     _ body: (UnsafeRawBufferPointer) throws(Problem) -> Value
   ) throws(Problem) -> Value {
-    try span.bytes.withUnsafeBytes(body)
+    try withUnsafeBufferPointer { elements throws(Problem) in try body(UnsafeRawBufferPointer(elements)) }
   }
 
   /// The bytes of the elements, to be changed; like `withUnsafeMutableBytes`, with a typed error.
@@ -58,7 +58,8 @@ extension Array where Element: BitwiseCopyable {
   public mutating func withMutableBytes<Value, Problem: Error>(
     _ body: (UnsafeMutableRawBufferPointer) throws(Problem) -> Value
   ) throws(Problem) -> Value {
-    var span = mutableSpan
-    return try span.withUnsafeMutableBytes(body)
+    try withUnsafeMutableBufferPointer { elements throws(Problem) in
+      try body(UnsafeMutableRawBufferPointer(elements))
+    }
   }
 }
