@@ -38,8 +38,10 @@ public func isWatched(
 }
 
 /// pidfd_open(2).
-public func openProcess(_ pid: ProcessID) throws(Errno) -> Descriptor {
-  Descriptor(owning: Int32(try systemCall(SYS_pidfd_open, Int(pid), 0)))
+///
+/// - Parameter isThread: `pid` is the ID of any thread, not only of a process. (PIDFD_THREAD, Linux 6.9)
+public func openProcess(_ pid: ProcessID, isThread: Bool = false) throws(Errno) -> Descriptor {
+  Descriptor(owning: Int32(try systemCall(SYS_pidfd_open, Int(pid), isThread ? Int(O_EXCL) : 0)))
 }
 
 /// pidfd_getfd(2): a duplicate, in this process, of descriptor `number` of the process behind `process`.

@@ -84,9 +84,12 @@ public enum Checkpoint {
     return try CollectedJob(saving, interview)
   }
 
+  /// Children first, and those that job control has stopped before all others: no parent finds a child that is held.
   private static func letGo(_ job: Job) {
-    for process in job.processes {
+    let order = Array(job.processes.reversed())
+    for process in order.filter(\.isStopped) + order.filter({ !$0.isStopped }) {
       for thread in process.threads { try? thread.control.detach() }
+      if process.isStopped { JobControl.awaitStop(of: process.pid) }
     }
   }
 
@@ -108,7 +111,9 @@ extension JobProcess {
   /// Reads again, now that it stands still, what may have changed while it was being stopped.
   func readAgain() throws(Failure) {
     try attempt("Cannot read the state of \(label)") { () throws(Errno) in
+      let name = statistics.command
       statistics = try TaskStatistics(of: proc)
+      if witness != pid { statistics.command = name }
       status = try TaskStatus(of: proc)
       areas = try readMemoryMap(of: proc, withFlags: true)
     }

@@ -54,11 +54,39 @@ import Testing
     }
   }
 
-  @Test(arguments: ["tree", "signals", "pending", "limits", "attributes", "ids"])
+  @Test(arguments: ["tree", "signals", "pending", "limits", "attributes", "ids", "chroot"])
   func processesLoseWhatBelongsToThem(_ what: String) async throws {
     try await withWorkspace { workspace in
       let victim = try await Victim.start("tasks", [what], in: workspace)
       try await victim.travel()
+      try await victim.finish()
+    }
+  }
+
+  @Test func aThreadIsLostWhenTheFirstOneHasEnded() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("tasks", ["leader-exit"], in: workspace)
+      try await victim.travel(generations: 2, Expectations(observe: false))
+      try await victim.finish()
+    }
+  }
+
+  @Test func aStoppedProcessRunsOrCannotBeContinued() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("tasks", ["stopped"], in: workspace)
+      let stopped = victim.ready.dropFirst().map { pid_t($0) }
+      let standing = Set(victim.progress.keys.filter { $0 != "progress" && $0 != "progress.of-thread" })
+      try await victim.travel(Expectations(stopped: Set(stopped), standing: standing))
+      try await victim.finish()
+    }
+  }
+
+  @Test func anExitStatusIsLostThatNobodyHasAskedForYet() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("tasks", ["zombies"], in: workspace)
+      let zombies = Set(victim.pids.filter { Processes.state($0) == "Z" })
+      #expect(zombies.count == 3)
+      try await victim.travel(Expectations(zombies: zombies))
       try await victim.finish()
     }
   }

@@ -53,6 +53,11 @@ struct CollectedJob {
     result.memory = try MemoryRoom.collect(process, inside: inside, saving)
     result.ids.filesID = try saving.files.collectDescriptors(process, saving)
     result.fileSystem = try FileSystemRoom.collect(process, saving)
+    for thread in process.threads where thread.isDead {
+      // No registers: a reader that does not know of this refuses it, rather than give it some.
+      let task = try TaskRoom.save(process, answers)
+      result.cores.append((thread.tid, .with { ($0.mtype, $0.tc) = (.x8664, task) }))
+    }
     for thread in process.threads where !thread.isDead {
       let threadAnswers = interview.threads[thread.tid] ?? ThreadAnswers()
       var core = try ThreadRoom.save(thread, of: process, threadAnswers)
@@ -86,9 +91,6 @@ struct CollectedJob {
     }
     if let timers = try? process.proc.read("timers"), !timers.isEmpty {
       saving.refuse(process, "it has POSIX timers (timer_create)", advice: later)
-    }
-    for thread in process.threads where thread.isDead {
-      saving.refuse(process, "its first thread \(thread.tid) has ended while others go on", advice: later)
     }
     for thread in process.threads where !thread.isDead && !thread.control.registers.is64Bit {
       saving.refuse(

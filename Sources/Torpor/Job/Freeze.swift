@@ -55,14 +55,16 @@ struct Freezer {
   /// nil for a process that has ended and been reaped meanwhile.
   private func open(_ pid: ProcessID, parent: JobProcess?) throws(Failure) -> JobProcess? {
     do throws(Errno) {
-      let proc = try ProcDirectory(pid)
-      let statistics = try TaskStatistics(of: proc)
+      let witness = try Suitability.livingThread(of: pid) ?? pid
+      let proc = try ProcDirectory(witness)
+      var statistics = try TaskStatistics(of: proc)
+      if witness != pid { statistics.command = try TaskStatistics(of: proc, "task/\(pid)/stat").command }
       let status = try TaskStatus(of: proc)
       let memory =
         statistics.state == "Z" ? Descriptor(owning: -1) : try proc.open("mem", O_RDWR)
       return JobProcess(
-        pid: pid, proc: proc, handle: try openProcess(pid), memory: memory, statistics: statistics, status: status,
-        parent: parent)
+        pid: pid, proc: proc, handle: try openProcess(witness, isThread: witness != pid), memory: memory,
+        statistics: statistics, status: status, parent: parent)
     } catch .noSuchFileOrDirectory, .noSuchProcess {
       if parent == nil { throw Suitability.noSuchProcess(pid) }
       return nil

@@ -19,7 +19,9 @@ public final class Job {
 /// One process of a frozen job.
 public final class JobProcess {
   public let pid: ProcessID
-  /// Its directory in /proc, held open since before it was frozen.
+  /// The thread by which the kernel is asked about the process: its first, or any that lives should that one have ended.
+  public let witness: ProcessID
+  /// The witness's directory in /proc, held open since before it was frozen.
   public let proc: ProcDirectory
   /// A pidfd.
   public let handle: Descriptor
@@ -39,6 +41,7 @@ public final class JobProcess {
     statistics: TaskStatistics, status: TaskStatus, parent: JobProcess?
   ) {
     self.pid = pid
+    witness = proc.pid
     self.proc = proc
     self.handle = handle
     self.memory = memory
@@ -49,6 +52,8 @@ public final class JobProcess {
 
   public var name: String { statistics.command }
   public var isZombie: Bool { statistics.state == "Z" }
+  /// Whether job control has stopped it.
+  public var isStopped: Bool { threads.contains { $0.control.stoppedBySignal != nil } }
   /// The first thread: any that lives, should the leader have exited.
   public var anyThread: JobThread? { threads.first { !$0.isDead } }
   /// For messages: `4242 (firefox)`.
@@ -68,5 +73,18 @@ public final class JobThread {
     self.tid = tid
     self.control = control
     self.isDead = isDead
+  }
+}
+
+/// Stops of job control, as against those of tracing.
+enum JobControl {
+  /// A stopped process that is no longer traced wakes for a moment to enter its stop again; waits until it has.
+  static func awaitStop(of pid: ProcessID) {
+    for _ in 0..<1000 {
+      guard let proc = try? ProcDirectory(pid), let statistics = try? TaskStatistics(of: proc),
+        statistics.state != "T", statistics.state != "Z"
+      else { return }
+      usleep(100)
+    }
   }
 }

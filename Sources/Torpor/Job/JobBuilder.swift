@@ -7,18 +7,17 @@ import Tracing
 /// Builds the processes of a job, step by step. All of them stand still, and die with Torpor, until `letGo`.
 final class JobBuilder {
   let restoring: Restoring
-  private let options: RestoreOptions
-  private var bornThreads: [ProcessID] = []
-  private var own = CredsEntry()
+  let options: RestoreOptions
+  var own = CredsEntry()
 
   init(_ restoring: Restoring, _ options: RestoreOptions) {
     self.restoring = restoring
     self.options = options
   }
 
-  private var layout: BlankProcess.Layout { restoring.layout }
-  private var processes: [RestoredProcess] { restoring.processes }
-  private var living: [RestoredProcess] { processes.filter { !$0.isZombie } }
+  var layout: BlankProcess.Layout { restoring.layout }
+  var processes: [RestoredProcess] { restoring.processes }
+  var living: [RestoredProcess] { processes.filter { !$0.isZombie } }
 
   // MARK: Processes
 
@@ -117,7 +116,7 @@ final class JobBuilder {
   }
 
   /// clone3(2) with a chosen ID.
-  private static func clone(_ id: ProcessID, flags: UInt64, signal: Int32, into script: inout Script) {
+  static func clone(_ id: ProcessID, flags: UInt64, signal: Int32, into script: inout Script) {
     script.add(upTo: 64 + 128) { program in
       let number = program.reserve(16)
       program.patch(number, id)
@@ -134,7 +133,7 @@ final class JobBuilder {
   }
 
   /// Waits for the first stop of a task that was born traced.
-  private func takeOver(_ tid: ProcessID, process: ProcessID) throws(Failure) -> ControlledThread {
+  func takeOver(_ tid: ProcessID, process: ProcessID) throws(Failure) -> ControlledThread {
     try attempt("Cannot take control of \(tid)") { () throws(Errno) in
       let tracee = Tracee(born: tid)
       loop: while true {
@@ -152,7 +151,7 @@ final class JobBuilder {
     }
   }
 
-  private func run(_ process: RestoredProcess, _ build: (inout Script) -> Void) throws(Failure) {
+  func run(_ process: RestoredProcess, _ build: (inout Script) -> Void) throws(Failure) {
     var script = Script()
     build(&script)
     try process.run(script, in: layout)
@@ -162,13 +161,17 @@ final class JobBuilder {
   private func endZombies() throws(Failure) {
     for process in processes where process.isZombie {
       guard let leader = process.leader else { continue }
-      let end = TaskRoom.endOfZombie(process.cores[0].tc)
+      let task = process.cores[0].tc
+      let end = TaskRoom.endOfZombie(task)
+      try run(process) { script in
+        _ = script.add(upTo: 256) { $0.call(Int32(SYS_prctl), 15 /* PR_SET_NAME */, $0.store(string: process.name)) }
+      }
       try attempt("Cannot restore \(process.label)") { () throws(Errno) in
         if end.signal != 0 {
-          try endBySignal(leader, end.signal)
+          try endBySignal(leader, end.signal, mask: task.blkSigset)
         } else {
           var program = SyscallProgram()
-          program.call(Int32(SYS_prctl), 15 /* PR_SET_NAME */, program.store(string: process.name))
+          program.call(Int32(SYS_rt_sigprocmask), 2 /* SIG_SETMASK */, program.store(task.blkSigset), 0, 8)
           program.call(Int32(SYS_exit_group), .init(end.code))
           try leader.start(program, in: layout.mainSeat)
           waitpid(process.pid, nil, __WALL)
@@ -177,24 +180,28 @@ final class JobBuilder {
       leader.forget()
     }
     for process in living where process.children.contains(where: \.isZombie) {
-      // The SIGCHLD that has come of it was taken by the job long ago.
-      try run(process) { script in
-        script.add(upTo: 256) { program in
-          let set = program.store(UInt64(1) << UInt64(SIGCHLD - 1))
-          let now = program.store((UInt64(0), UInt64(0)))
-          program.call(Int32(SYS_rt_sigtimedwait), set, 0, now, 8, tolerant: true)
-        }
+      try drainChildSignal(process)
+    }
+  }
+
+  /// Takes the SIGCHLD that has come of building a process's children: the job got its own long ago.
+  func drainChildSignal(_ process: RestoredProcess) throws(Failure) {
+    try run(process) { script in
+      script.add(upTo: 256) { program in
+        let set = program.store(UInt64(1) << UInt64(SIGCHLD - 1))
+        let now = program.store((UInt64(0), UInt64(0)))
+        program.call(Int32(SYS_rt_sigtimedwait), set, 0, now, 8, tolerant: true)
       }
     }
   }
 
-  private func endBySignal(_ leader: ControlledThread, _ signal: Int32) throws(Errno) {
+  private func endBySignal(_ leader: ControlledThread, _ signal: Int32, mask: UInt64) throws(Errno) {
     try leader.with { tracee throws(Errno) in
+      try tracee.setSignalMask(mask & ~(1 << UInt64(signal - 1)))
       // SIGKILL ends it wherever it is; of other signals, it dies when it is given them with their default action.
       if signal == SIGKILL {
         kill(leader.tid, SIGKILL)
       } else {
-        try tracee.setSignalMask(0)
         kill(leader.tid, signal)
         try tracee.resume()
         _ = try tracee.wait()
@@ -222,165 +229,5 @@ final class JobBuilder {
       try process.run(script, in: layout)
     }
     restoring.files.closeAll()
-  }
-
-  // MARK: Threads
-
-  func bearThreads() throws(Failure) {
-    let flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PTRACE
-    for process in living where process.entry.threads.count > 1 {
-      let tids = process.entry.threads.dropFirst().map { ProcessID(bitPattern: $0) }
-      var script = Script()
-      for tid in tids { Self.clone(tid, flags: UInt64(flags), signal: 0, into: &script) }
-      do throws(Failure) { try process.run(script, in: layout) } catch {
-        if let holder = tids.first(where: { isForeignThread($0, of: process.pid) }) {
-          throw Restore.taken(holder, restoring.image.path)
-        }
-        throw error
-      }
-      process.otherThreads.reserveCapacity(tids.count)
-      for tid in tids { process.otherThreads.append(try takeOver(tid, process: process.pid)) }
-    }
-  }
-
-  private func isForeignThread(_ tid: ProcessID, of process: ProcessID) -> Bool {
-    guard let proc = try? ProcDirectory(tid), let status = try? TaskStatus(of: proc) else { return false }
-    return status.threadGroup != process
-  }
-
-  // MARK: State of tasks
-
-  /// Handlers, limits, credentials, names, timers, waiting signals.
-  func giveTaskState() throws(Failure) {
-    for process in living {
-      for (thread, core) in threads(of: process) { thread.endSignal = freeSignal(core, process) }
-      if let leader = process.leader {
-        try leader.run(TaskRoom.settings(process.cores[0].tc), in: layout.mainSeat)
-      }
-      try giveThreadState(process)
-      guard let leader = process.leader else { continue }
-      let last = TaskRoom.lastCalls(
-        process.cores[0].tc, process: process.pid, dumpable: process.memory?.dumpable)
-      if !last.isEmpty { try leader.run(last, in: layout.mainSeat) }
-      restoreScore(process)
-    }
-  }
-
-  private func threads(of process: RestoredProcess) -> [(ControlledThread, CoreEntry)] {
-    guard let leader = process.leader else { return [] }
-    return Array(zip([leader] + process.otherThreads, process.cores))
-  }
-
-  private func giveThreadState(_ process: RestoredProcess) throws(Failure) {
-    let threads = threads(of: process)
-    var next = 0
-    while next < threads.count {
-      let wave = threads[next..<min(next + BlankProcess.Layout.threadSeats, threads.count)]
-      for (seat, (thread, core)) in wave.enumerated() {
-        let slack = process.extras[thread.tid]?.timerSlackNs ?? 0
-        var program = ThreadRoom.program(core, name: process.name, timerSlack: slack, own: own)
-        ThreadRoom.queue(core.threadCore.signalsP, process: process.pid, thread: thread.tid, into: &program)
-        // Waiting signals may be many: a program that does not fit a small seat gets the main one, alone.
-        let fits = program.size + 128 <= BlankProcess.Layout.threadSeatSize
-        try attempt("Cannot restore thread \(thread.tid) of \(process.label)") { () throws(Errno) in
-          try thread.start(program, in: fits ? layout.threadSeat(seat) : layout.mainSeat)
-        }
-        if !fits { try thread.finish() }
-      }
-      for (thread, _) in wave where thread.isRunning { try thread.finish() }
-      next = wave.endIndex
-    }
-  }
-
-  /// A signal for the program's end that is not among those that wait.
-  private func freeSignal(_ core: CoreEntry, _ process: RestoredProcess) -> Int32 {
-    let waiting = (core.threadCore.signalsP.signals + process.cores[0].tc.signalsS.signals).map { entry in
-      entry.siginfo.count >= 4 ? [UInt8](entry.siginfo).withUnsafeBytes { $0.loadUnaligned(as: Int32.self) } : 0
-    }
-    return [SIGURG, SIGWINCH, SIGCHLD, SIGCONT].first { !waiting.contains($0) } ?? 0
-  }
-
-  private func restoreScore(_ process: RestoredProcess) {
-    let score = process.cores[0].tc.oomScoreAdj
-    guard let proc = try? ProcDirectory(process.pid) else { return }
-    let now = (try? proc.read("oom_score_adj")).map { String(decoding: $0.prefix { $0 != 0x0a }, as: UTF8.self) }
-    guard now != "\(score)" else { return }
-    do throws(Errno) {
-      let file = try proc.open("oom_score_adj", O_WRONLY)
-      try [UInt8]("\(score)".utf8).withBytes { bytes throws(Errno) in try file.write(bytes) }
-    } catch {
-      restoring.log.warning("cannot set oom_score_adj of \(process.label) to \(score): \(error.words)")
-    }
-  }
-
-  // MARK: The end
-
-  /// Unmaps everything of ours from every process, and sets the registers with which its threads go on.
-  func takeInterpreterAway() throws(Failure) {
-    for process in living {
-      guard let leader = process.leader else { continue }
-      let template = try attempt("Cannot read registers") { () throws(Errno) in
-        try leader.with { tracee throws(Errno) in try tracee.extendedState() }
-      }
-      let range = AddressRange(layout.file.start, layout.parking.end)
-      try attempt("Cannot restore \(process.label)") { () throws(Errno) in
-        _ = try leader.callOnceInInterpreter(Int32(SYS_munmap), [range.start, range.count])
-      }
-      for (thread, core) in threads(of: process) { try setRegisters(thread, core, template, process) }
-    }
-  }
-
-  private func setRegisters(
-    _ thread: ControlledThread, _ core: CoreEntry, _ template: [UInt8], _ process: RestoredProcess
-  ) throws(Failure) {
-    let what = "Cannot restore thread \(thread.tid) of \(process.label)"
-    let whole = process.extras[thread.tid].map { [UInt8]($0.xsave) } ?? []
-    let parts = whole.isEmpty ? RegistersRoom.extendedState(core.threadInfo.fpregs, template: template) : whole
-    guard let state = parts, state.count == template.count else {
-      throw Failure(
-        .badImage, what, why: "it uses vector registers that this CPU has not",
-        advice: "restore it on a machine with the CPU features that `torpor show` lists")
-    }
-    thread.registers = RegistersRoom.registers(core.threadInfo.gpregs)
-    let isLeader = thread.tid == process.pid
-    thread.signalMask = isLeader || !core.threadCore.hasBlkSigset ? core.tc.blkSigset : core.threadCore.blkSigset
-    try attempt(what) { () throws(Errno) in
-      try thread.with { tracee throws(Errno) in try tracee.setExtendedState(state) }
-      try thread.putBack()
-    }
-  }
-
-  /// Lets all processes go together.
-  ///
-  /// From here to the end the guardian stands by: should Torpor die half-way, it kills what has been let go already.
-  func letGo() throws(Failure) {
-    let guardian = try Guardian(watching: living.map(\.pid), onDeath: .killAll)
-    let all = living.flatMap { threads(of: $0).map(\.0) }
-    for process in living where process.cores[0].tc.taskState == TaskRoom.State.stopped {
-      let signal = process.cores[0].tc.hasStopSigno ? Int32(process.cores[0].tc.stopSigno) : SIGSTOP
-      kill(process.pid, signal == SIGTRAP || signal == 0 ? SIGSTOP : signal)
-    }
-    try attempt("Cannot let the job go") { () throws(Errno) in
-      for thread in all {
-        try thread.with { tracee throws(Errno) in try tracee.setOptions(0) }
-      }
-      FaultPoint.reach(.restoreReleasing)
-      for thread in all { try thread.detach() }
-    }
-    try guardian.dismiss()
-  }
-
-  /// Leaves nothing behind.
-  func killAll() {
-    for process in processes {
-      guard let leader = process.leader else { continue }
-      kill(process.pid, SIGKILL)
-      for thread in process.otherThreads { thread.forget() }
-      leader.forget()
-    }
-    for process in processes where process.leader != nil {
-      for tid in process.entry.threads.dropFirst() { waitpid(ProcessID(bitPattern: tid), nil, __WALL) }
-      waitpid(process.pid, nil, __WALL)
-    }
   }
 }

@@ -57,9 +57,8 @@ enum ProcessReader {
     }
     var cores = [leader]
     for tid in entry.threads.dropFirst() { cores.append(try image.read(.core, UInt64(tid), as: CoreEntry.self)) }
-    for core in cores {
-      try checkSupported(core, entry.pid, image)
-    }
+    let leaderHasEnded = !leader.hasThreadInfo && cores.count > 1
+    for core in cores.dropFirst(leaderHasEnded ? 1 : 0) { try checkSupported(core, entry.pid, image) }
     var memory = try image.read(.memoryMap, UInt64(entry.pid), as: MmEntry.self)
     var extras = TaskExtras()
     if image.has(.taskExtras, UInt64(entry.pid)) { extras = try image.read(.taskExtras, UInt64(entry.pid)) }

@@ -61,6 +61,8 @@ public final class RestoredProcess {
   public var name: String { cores.first?.tc.comm ?? "?" }
   public var label: String { "\(pid) (\(name))" }
   public var isZombie: Bool { memory == nil }
+  /// Whether job control has stopped it.
+  public var isStopped: Bool { !isZombie && cores[0].tc.taskState == TaskRoom.State.stopped }
 
   /// Runs every program of `script` in the process's leader, in order.
   ///

@@ -18,7 +18,7 @@ enum Suitability {
     guard statistics.flags & TaskStatistics.kernelThreadFlag == 0 else {
       throw Failure(.badRequest, what, why: "it is a thread of the kernel", advice: "give the PID of a program")
     }
-    guard statistics.state != "Z", statistics.state != "X" else {
+    guard statistics.state != "Z" && statistics.state != "X" || (try? livingThread(of: pid)) != nil else {
       throw Failure(
         .badRequest, what, why: "it has ended already (a zombie)",
         advice: "only its parent, \(status.parent), can still do something about it")
@@ -35,6 +35,16 @@ enum Suitability {
         .noPermission, what, why: "it belongs to user \(status.uids.first ?? 0), and you are user \(geteuid())",
         advice: "run torpor as that user or as root")
     }
+  }
+
+  /// A thread that lives on in a process whose first thread has ended; nil where the first lives, or none does.
+  static func livingThread(of pid: ProcessID) throws(Errno) -> ProcessID? {
+    let proc = try ProcDirectory(pid)
+    guard try TaskStatistics(of: proc).state == "Z" else { return nil }
+    for tid in try proc.numbers(in: "task") where tid != pid {
+      if let other = try? TaskStatistics(of: proc, "task/\(tid)/stat"), other.state != "Z", other.state != "X" { return tid }
+    }
+    return nil
   }
 
   static func noSuchProcess(_ pid: ProcessID) -> Failure {

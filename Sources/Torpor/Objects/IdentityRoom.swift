@@ -47,7 +47,7 @@ enum IdentityRoom {
       (KCMP_VM, "memory (CLONE_VM)"), (KCMP_FILES, "descriptor table (CLONE_FILES)"),
       (KCMP_FS, "working directory (CLONE_FS)"), (KCMP_SIGHAND, "signal handlers (CLONE_SIGHAND)"),
     ]
-    for (kind, name) in kinds where (try? share(kind, process.pid, parent.pid)) == true {
+    for (kind, name) in kinds where (try? share(kind, process.witness, parent.witness)) == true {
       saving.refuse(
         process, "it shares its \(name) with its parent \(parent.label)",
         advice: "try again after it has called exec, or wait for a version that saves this")

@@ -77,6 +77,9 @@ public struct Registers: Sendable {
     return result
   }
 
+  /// Whether these two bytes are the instruction that makes a system call.
+  public static func isSystemCall(_ first: UInt8, _ second: UInt8) -> Bool { first == 0x0f && second == 0x05 }
+
   /// The trap flag, which would stop the thread after each instruction.
   static let trapFlag: UInt64 = 0x100
 }

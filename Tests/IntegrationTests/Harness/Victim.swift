@@ -48,7 +48,7 @@ final class Victim: Sendable {
 
   func waitUntilReady() async throws {
     let there = await eventually(within: .seconds(20)) {
-      report.contains { $0.hasPrefix("READY") } || Processes.state(pid) == "Z"
+      report.contains { $0.hasPrefix("READY") } || (Processes.state(pid) == "Z" && Processes.threads(pid).count <= 1)
     }
     for line in report where line.hasPrefix("IPC ") { workspace.ownSystemV(line.split(separator: " ").dropFirst().map(String.init)) }
     guard there, report.contains(where: { $0.hasPrefix("READY") }) else {

@@ -133,7 +133,7 @@ struct SavedEventPolls {
         let isIt = try attempt("Cannot look at \(instance.facts.label) of \(holder.process.label)") {
           () throws(Errno) in
           try isWatched(
-            candidate.number, of: candidate.process.pid, by: instance.facts.number, of: instance.facts.process.pid,
+            candidate.number, of: candidate.process.witness, by: instance.facts.number, of: instance.facts.process.witness,
             registeredAs: watch.tfd, place: place)
         }
         if isIt, !isTaken(candidate.number, before: holder.process, instance) { return candidate.number }

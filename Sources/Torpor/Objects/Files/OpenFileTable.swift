@@ -51,13 +51,13 @@ struct OpenFileTable {
     }
     let id = newID()
     groups[key, default: []].insert(
-      Member(process: facts.process.pid, number: facts.number, id: id), at: place)
+      Member(process: facts.process.witness, number: facts.number, id: id), at: place)
     return (id, true)
   }
 
   private func order(_ facts: DescriptorFacts, _ member: Member) throws(Failure) -> KernelOrder {
     try attempt("Cannot compare \(facts.label) of \(facts.process.label)") { () throws(Errno) in
-      try compareFiles(facts.process.pid, facts.number, member.process, member.number)
+      try compareFiles(facts.process.witness, facts.number, member.process, member.number)
     }
   }
 }

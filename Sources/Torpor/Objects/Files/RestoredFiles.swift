@@ -117,7 +117,8 @@ public final class RestoredFiles {
   public func highestDescriptor() -> Int32 {
     let own = tables.values.reduce(2) { max($0, Int32(bitPattern: $1.last?.fd ?? 0)) }
     // While memory is being built, a process has the files that are mapped, each for reading and for writing at most.
-    return max(own, Int32(clamping: entries.count * 2 + 2))
+    let mapped = entries.values.count { $0.type == .reg && !isOpen($0.id) }
+    return max(own, Int32(clamping: mapped * 2 + 2))
   }
 
   // MARK: Names
@@ -210,16 +211,24 @@ public final class RestoredFiles {
     Self.place(rows, &script)
   }
 
-  /// Moves what has come as 0, 1, 2, ... to its numbers. They ascend, so from the highest down nothing is in the way.
-  static func place(_ rows: [FdinfoEntry], _ script: inout Script) {
-    for (number, row) in rows.enumerated().reversed() {
-      let closes = row.flags & UInt32(FD_CLOEXEC) != 0
-      if Int(row.fd) != number {
-        script.call(Int32(SYS_dup3), .init(number), .init(row.fd), .init(closes ? O_CLOEXEC : 0))
-        script.call(Int32(SYS_close), .init(number))
-      } else if closes {
-        script.call(Int32(SYS_fcntl), .init(number), .init(F_SETFD), .init(FD_CLOEXEC))
-      }
+  /// Where each descriptor goes that has come under another number than its own, in order.
+  ///
+  /// They come as 0, 1, 2, ..., and their own numbers ascend: from the highest down nothing is in the way.
+  static func moves(_ rows: [FdinfoEntry]) -> [(from: Int, to: UInt32, flags: UInt32)] {
+    rows.enumerated().reversed().filter { $0.offset != Int($0.element.fd) }.map {
+      (from: $0.offset, to: $0.element.fd, flags: $0.element.flags)
+    }
+  }
+
+  private static func place(_ rows: [FdinfoEntry], _ script: inout Script) {
+    let closesOnExec = UInt32(FD_CLOEXEC)
+    for move in moves(rows) {
+      script.call(
+        Int32(SYS_dup3), .init(move.from), .init(move.to), .init(move.flags & closesOnExec != 0 ? O_CLOEXEC : 0))
+      script.call(Int32(SYS_close), .init(move.from))
+    }
+    for (number, row) in rows.enumerated() where number == Int(row.fd) && row.flags & closesOnExec != 0 {
+      script.call(Int32(SYS_fcntl), .init(number), .init(F_SETFD), .init(FD_CLOEXEC))
     }
   }
 

@@ -192,7 +192,7 @@ final class PageSaver {
       iovec(iov_base: UnsafeMutableRawPointer(bitPattern: UInt(range.start)), iov_len: Int(range.count))
     }
     var local = iovec(iov_base: buffer.baseAddress.map { $0 + offset }, iov_len: count)
-    let result = process_vm_readv(process.pid, &local, 1, &remote, UInt(remote.count), 0)
+    let result = process_vm_readv(process.witness, &local, 1, &remote, UInt(remote.count), 0)
     guard result >= 0 else { throw Errno(rawValue: clinux_errno()) }
     guard result == count else { throw .badAddress }
     return count

@@ -69,6 +69,12 @@ enum VDSO {
     return overflow || end > UInt64(image.count) ? image.count : Int(end)
   }
 
+  /// Where in this kernel's vDSO an instruction lies that makes a system call.
+  static func systemCallOffset() throws(Failure) -> Int? {
+    let code = try ofThisKernel().code
+    return (0..<max(code.count - 1, 0)).first { Registers.isSystemCall(code[$0], code[$0 + 1]) }
+  }
+
   /// This kernel's own: the bytes of the vDSO, and how many bytes of vvar stand before it.
   static func ofThisKernel() throws(Failure) -> (code: [UInt8], dataSize: UInt64) {
     let areas = try attempt("Cannot read /proc/self/maps") { () throws(Errno) in

@@ -51,7 +51,7 @@ enum TaskRoom {
         $0.exitCode = UInt32(bitPattern: process.statistics.exitCode)
         $0.personality = 0
         $0.flags = 0
-        $0.blkSigset = 0
+        $0.blkSigset = process.status.blocked
         $0.comm = process.name
       }
     }
