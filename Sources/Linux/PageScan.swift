@@ -52,7 +52,10 @@ public struct PageScan: ~Copyable {
         }
       }
       for index in 0..<count {
-        let run = AddressRange(regions[index].start, regions[index].end)
+        // The kernel fills its answer in pieces of its own, and where one of them ends with the walk it gives the last
+        // region twice.
+        let run = AddressRange(max(regions[index].start, pending.end), regions[index].end)
+        if run.start >= run.end { continue }
         if run.start == pending.end {
           pending.end = run.end
         } else {

@@ -31,32 +31,23 @@ public struct ProcDirectory: ~Copyable, Sendable {
 }
 
 /// Reads a file whose size stat(2) does not tell, as those of /proc.
+///
+/// Those give a page or so at a time, however long they are: the room for them doubles, and moves without being copied.
 public func readWholeFile(_ path: String, at directory: Int32 = AT_FDCWD) throws(Errno) -> [UInt8] {
   let file = try Descriptor.open(path, O_RDONLY, at: directory)
-  var content: [UInt8] = []
   var room = 16384
+  var used = 0
+  var buffer = malloc(room)
+  defer { free(buffer) }
   while true {
-    let before = content.count
-    var failure: Errno?
-    var count = 0
-    content.append(addingRoom: room) { buffer in
-      do throws(Errno) { count = try file.read(into: buffer) } catch { failure = error }
-      return count
+    if room - used < 8192 {
+      room *= 2
+      buffer = realloc(buffer, room)
     }
-    if let failure { throw failure }
-    if content.count == before { return content }
-    room = Swift.min(room * 4, 4 << 20)
-  }
-}
-
-extension [UInt8] {
-  /// Grows the array by what `fill` writes into fresh room at its end; `fill` returns that number of bytes.
-  fileprivate mutating func append(addingRoom room: Int, _ fill: (UnsafeMutableRawBufferPointer) -> Int) {
-    let old = count
-    self = [UInt8](unsafeUninitializedCapacity: old + room) { buffer, used in
-      withUnsafeBytes { if old > 0 { UnsafeMutableRawBufferPointer(buffer).copyMemory(from: $0) } }
-      used = old + fill(UnsafeMutableRawBufferPointer(rebasing: UnsafeMutableRawBufferPointer(buffer)[old...]))
-    }
+    guard let buffer else { throw .noMemory }
+    let count = try file.read(into: UnsafeMutableRawBufferPointer(start: buffer + used, count: room - used))
+    if count == 0 { return [UInt8](UnsafeRawBufferPointer(start: buffer, count: used)) }
+    used += count
   }
 }
 

@@ -1,3 +1,5 @@
+import CLinux
+
 /// Reads the numbers and words of a /proc file from its bytes, without making strings of them.
 ///
 /// It borrows the bytes: the buffer must outlive it.
@@ -20,7 +22,7 @@ public struct TextScanner {
 
   /// Skips the rest of the line and its end.
   public mutating func skipLine() {
-    while position < bytes.count, bytes[position] != 0x0a { position += 1 }
+    position = endOfLine
     skip()
   }
 
@@ -76,9 +78,14 @@ public struct TextScanner {
 
   /// The bytes up to the end of the line, not past it.
   public func restOfLine() -> UnsafeRawBufferPointer {
-    var end = position
-    while end < bytes.count, bytes[end] != 0x0a { end += 1 }
-    return UnsafeRawBufferPointer(rebasing: bytes[position..<end])
+    UnsafeRawBufferPointer(rebasing: bytes[position..<endOfLine])
+  }
+
+  private var endOfLine: Int {
+    guard let start = bytes.baseAddress, let found = memchr(start + position, 0x0a, bytes.count - position) else {
+      return bytes.count
+    }
+    return UnsafeRawPointer(found) - start
   }
 
   /// The bytes up to the next space or end of line, and past them.

@@ -18,15 +18,18 @@ enum MemoryRoom {
     entry.mmSavedAuxv = try auxiliaryVector(process)
     entry.dumpable = inside.dumpable
     entry.thpDisabled = inside.thpDisabled
-    entry.vmas.reserveCapacity(process.areas.count)
+    // Gathered apart: a message's array is copied at every access.
+    var vmas: [VmaEntry] = []
+    vmas.reserveCapacity(process.areas.count)
     for area in process.areas {
-      if area.name == "[vvar_vclock]", let last = entry.vmas.indices.last, entry.vmas[last].kind.contains(.vvar) {
+      if area.name == "[vvar_vclock]", let last = vmas.indices.last, vmas[last].kind.contains(.vvar) {
         // One area in the image, two in the kernel, always side by side. (arch/x86/entry/vdso/vma.c)
-        entry.vmas[last].end = area.range.end
+        vmas[last].end = area.range.end
       } else if let vma = try describe(area, of: process, saving) {
-        entry.vmas.append(vma)
+        vmas.append(vma)
       }
     }
+    entry.vmas = vmas
     return entry
   }
 

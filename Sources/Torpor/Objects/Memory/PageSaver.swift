@@ -21,6 +21,8 @@ final class PageSaver {
   private static let bufferSize = 4 << 20
   /// Start writing to disk after so many bytes, for the commit waits for the disk.
   private static let writeBack = 32 << 20
+  /// What one thread writes as fast as two.
+  private static let smallBatch = 512 << 10
   /// Most entries of a vector. (UIO_MAXIOV)
   private static let longestVector = 1024
 
@@ -157,6 +159,12 @@ final class PageSaver {
     let content = UnsafeMutableRawBufferPointer(rebasing: buffers[index][0..<batch.count])
     try attempt(what) { () throws(Errno) in try read(batch, of: process, into: content) }
     let bytes = Bytes(UnsafeRawBufferPointer(content))
+    if batch.count <= Self.smallBatch, file.size == 0 {
+      // All of a small process: to wake another thread would cost more than the work.
+      try file.append(bytes.buffer)
+      batch = Batch()
+      return
+    }
     pieces[index] = worker.submit { () throws(Failure) in try file.append(bytes.buffer) }
     progress.update("memory", total + file.size, of: expected)
     batch = Batch()
