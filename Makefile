@@ -14,7 +14,7 @@ SOURCES = $(shell find Sources Tests -name '*.swift' -not -name '*.pb.swift') Pa
 bindir := $(DESTDIR)$(PREFIX)/bin
 datadir := $(DESTDIR)$(PREFIX)/share
 
-.PHONY: all build demo test victims bench install uninstall format lint clean
+.PHONY: all build demo test victims bench install uninstall messages format lint clean
 
 all: build
 
@@ -43,7 +43,7 @@ install:
 	test -x $(TORPOR) || $(MAKE) build
 	install -d $(bindir) $(datadir)/man/man1 $(datadir)/bash-completion/completions \
 	  $(datadir)/zsh/site-functions $(datadir)/fish/vendor_completions.d
-	install -m 755 $(TORPOR) $(bindir)/torpor
+	install -s -m 755 $(TORPOR) $(bindir)/torpor
 	install -m 644 $(MANUALS) $(datadir)/man/man1/
 	$(TORPOR) --generate-completion-script bash > $(datadir)/bash-completion/completions/torpor
 	$(TORPOR) --generate-completion-script zsh > $(datadir)/zsh/site-functions/_torpor
@@ -53,6 +53,12 @@ uninstall:
 	rm -f $(bindir)/torpor $(MANUALS:man/%=$(datadir)/man/man1/%) \
 	  $(datadir)/bash-completion/completions/torpor $(datadir)/zsh/site-functions/_torpor \
 	  $(datadir)/fish/vendor_completions.d/torpor.fish
+
+# The Swift code of the image's messages, from their definitions. Needs protoc.
+messages:
+	$(SWIFT) build -c release --package-path .build/checkouts/swift-protobuf --scratch-path .build-protoc --product protoc-gen-swift
+	cd Sources/Images/Messages && protoc --plugin=$(CURDIR)/.build-protoc/release/protoc-gen-swift \
+	  --swift_opt=Visibility=Public --swift_out=. *.proto
 
 format:
 	$(SWIFT) format --in-place --parallel $(SOURCES)

@@ -60,7 +60,7 @@ struct CheckpointCommand: ParsableCommand {
       (image, pid, program) = (report.path, report.rootPID, report.program)
       (processes, threads) = (report.processes, report.threads)
       (bytes, memoryBytes) = (report.bytes, report.memoryBytes)
-      (seconds, frozenSeconds) = (report.seconds, report.frozenSeconds)
+      (seconds, frozenSeconds) = (Console.rounded(report.seconds), Console.rounded(report.frozenSeconds))
       self.stopped = stopped
     }
   }

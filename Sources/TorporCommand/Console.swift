@@ -61,6 +61,9 @@ enum Console {
     }
   }
 
+  /// A duration for programs, to the microsecond.
+  static func rounded(_ seconds: Double) -> Double { (seconds * 1e6).rounded() / 1e6 }
+
   static func print(json value: some Encodable) throws {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]

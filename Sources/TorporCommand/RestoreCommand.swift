@@ -1,7 +1,6 @@
 import ArgumentParser
 import CLinux
 import Linux
-import Synchronization
 import Torpor
 
 struct RestoreCommand: ParsableCommand {
@@ -10,7 +9,7 @@ struct RestoreCommand: ParsableCommand {
     abstract: "Make a saved job run again.",
     discussion: """
       In the foreground it waits for the job, passes signals such as that of Ctrl-C on to it, and exits with the job's
-      exit status (128 + N for a job that signal N has ended). With --detach it prints the process ID of the job's
+      exit status (128 + N for a job that signal N has ended). Ctrl-Z stops both, and fg continues both. With --detach it prints the process ID of the job's
       root and exits.
       """)
 
@@ -31,13 +30,13 @@ struct RestoreCommand: ParsableCommand {
       return try Restore.run(image, options, log: common.makeLog(), progress: bar.progress)
     }
     if common.json {
-      try Console.print(json: Printed(pid: job.rootPID, processes: job.processes, seconds: job.seconds))
+      try Console.print(
+        json: Printed(pid: job.rootPID, processes: job.processes, seconds: Console.rounded(job.seconds)))
     } else if detach {
       Console.print("\(job.rootPID)")
     }
     guard !detach else { return }
-    SignalRelay.start(to: job.rootPID)
-    let status = try Console.reporting { () throws(Failure) in try job.wait() }
+    let status = try Console.reporting { () throws(Failure) in try Foreground.wait(for: job) }
     let code =
       clinux_wifexited(status) != 0 ? clinux_wexitstatus(status) : 128 + clinux_wtermsig(status)
     throw ExitCode(code)
@@ -47,21 +46,5 @@ struct RestoreCommand: ParsableCommand {
     var pid: Int32
     var processes: Int
     var seconds: Double
-  }
-}
-
-/// Passes the signals that torpor gets on to the job.
-enum SignalRelay {
-  private static let target = Atomic<Int32>(0)
-
-  static func start(to pid: ProcessID) {
-    target.store(pid, ordering: .relaxed)
-    for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGCONT] {
-      signal(number) { number in
-        // In the foreground of one terminal the kernel has sent it to the job itself: Ctrl-C reaches a whole group.
-        let pid = SignalRelay.target.load(ordering: .relaxed)
-        if getpgid(pid) != getpgrp() || number == SIGTERM || number == SIGHUP { kill(pid, number) }
-      }
-    }
   }
 }

@@ -34,6 +34,7 @@ struct Table {
 extension String {
   /// The text without what would steer the terminal: names in an image are whatever its writer put there.
   var printable: String {
-    String(String.UnicodeScalarView(unicodeScalars.map { $0.value < 0x20 || (0x7f..<0xa0).contains($0.value) ? "?" : $0 }))
+    String(
+      String.UnicodeScalarView(unicodeScalars.map { $0.value < 0x20 || (0x7f..<0xa0).contains($0.value) ? "?" : $0 }))
   }
 }

@@ -66,7 +66,11 @@ public struct ImageSummary: Encodable, Sendable {
     var waiting: [(index: Int, depth: Int)] = []
     for (index, entry) in entries.enumerated() {
       // An entry that comes before its parent would make a circle possible.
-      if let parent = byPID[entry.ppid], parent < index { children[parent].append(index) } else { waiting.append((index, 0)) }
+      if let parent = byPID[entry.ppid], parent < index {
+        children[parent].append(index)
+      } else {
+        waiting.append((index, 0))
+      }
     }
     waiting.reverse()
     var result: [(PstreeEntry, depth: Int)] = []

@@ -30,7 +30,8 @@ public enum Probes {
     [
       feature(
         "tracing a child", child != nil, "every call that is made inside of a process",
-        "allow ptrace(2) and executable memfds: kernel.yama.ptrace_scope below 3, vm.memfd_noexec below 2, no seccomp filter"),
+        "allow ptrace(2) and executable memfds: kernel.yama.ptrace_scope below 3, vm.memfd_noexec below 2, no seccomp filter"
+      ),
       feature(
         "tracing others", canTraceOthers(), "stopping a job that torpor has not started",
         "set kernel.yama.ptrace_scope to 0, run torpor as root, or give it CAP_SYS_PTRACE"),
@@ -80,7 +81,8 @@ public enum Probes {
         succeeds { () throws(Errno) in
           var size: UInt32 = 0
           try withUnsafeMutablePointer(to: &size) { size throws(Errno) in
-            _ = try systemCall(Int32(SYS_prctl), 35 /* PR_SET_MM */, 15 /* PR_SET_MM_MAP_SIZE */, Int(bitPattern: size))
+            _ = try systemCall(
+              Int32(SYS_prctl), 35 /* PR_SET_MM */, 15 /* PR_SET_MM_MAP_SIZE */, Int(bitPattern: size))
           }
         }, "restoring heap, arguments and environment", "use a kernel with CONFIG_CHECKPOINT_RESTORE"),
     ]
@@ -101,10 +103,11 @@ public enum Probes {
         "other users' jobs", has(capabilities: [6, 7]) /* CAP_SETGID, CAP_SETUID */, "restoring them as they were",
         "run torpor as root, or restore jobs of your own only"),
       optional(
-        "raising limits", has(capabilities: [24]) /* CAP_SYS_RESOURCE */, "giving a job hard limits above those that torpor has",
+        "raising limits", has(capabilities: [24]) /* CAP_SYS_RESOURCE */,
+        "giving a job hard limits above those that torpor has",
         "raise those of torpor, or give it CAP_SYS_RESOURCE"),
       optional(
-        "time namespaces", (try? readLink("/proc/self/ns/time")) != nil, "clocks that do not go back after a reboot",
+        "time namespaces", (try? readLink("/proc/self/ns/time")) != nil, "clocks that go on after a reboot, in a later version",
         "use a kernel with CONFIG_TIME_NS"),
       optional(
         "tracking of writes", canTrackWrites(), "images of what has changed, in a later version",
@@ -136,7 +139,9 @@ extension Probes {
 
   /// Yama lets only parents trace, or only those with a capability, or nobody.
   private static func canTraceOthers() -> Bool {
-    guard let text = try? readWholeFile("/proc/sys/kernel/yama/ptrace_scope"), let digit = text.first else { return true }
+    guard let text = try? readWholeFile("/proc/sys/kernel/yama/ptrace_scope"), let digit = text.first else {
+      return true
+    }
     return digit == UInt8(ascii: "0") || digit < UInt8(ascii: "3") && has(capabilities: [19]) /* CAP_SYS_PTRACE */
   }
 
