@@ -21,6 +21,7 @@ public final class SavedFiles {
   var terminals = SavedTerminals()
   var eventPolls = SavedEventPolls()
   var locks = SavedLocks()
+  var sharedMemory = SavedSharedMemory()
 
   public init() {}
 
@@ -65,6 +66,7 @@ public final class SavedFiles {
     try pipes.finish(saving)
     terminals.finish(saving)
     try eventPolls.finish(saving)
+    sharedMemory.refuseOutsiders(saving)
   }
 
   /// A number that no other file of the image has.
@@ -97,6 +99,7 @@ public final class SavedFiles {
     try pipes.write(to: image)
     try terminals.write(to: image)
     try locks.write(to: image)
+    try sharedMemory.write(to: image)
     for entry in eventPolls.entries { entries.append(entry) }
     if !entries.isEmpty { try image.write(.files, all: entries) }
   }
