@@ -49,7 +49,7 @@ public enum Probes {
         "finding pages (PAGEMAP_SCAN)",
         works { () throws(Errno) in
           let scan = try PageScan(ProcDirectory(getpid()))
-          try scan.forEachOwnRun(in: AddressRange(0x1000, 0x2000)) { _ in }
+          try scan.forEachOwnRun(in: AddressRange(0x1000, 0x2000)) { _, _ in }
         }, needed: true, "saving memory", "use Linux 6.7 or newer"),
       feature(
         "children in /proc", (try? fileStatus("/proc/self/task/\(getpid())/children")) != nil, needed: true,
