@@ -54,17 +54,17 @@ uninstall:
 	  $(datadir)/bash-completion/completions/torpor $(datadir)/zsh/site-functions/_torpor \
 	  $(datadir)/fish/vendor_completions.d/torpor.fish
 
-# The Swift code of the image's messages, from their definitions. Needs protoc.
-messages:
-	$(SWIFT) build -c release --package-path .build/checkouts/swift-protobuf --scratch-path .build-protoc --product protoc-gen-swift
-	cd Sources/Images/Messages && protoc --plugin=$(CURDIR)/.build-protoc/release/protoc-gen-swift \
-	  --swift_opt=Visibility=Public --swift_out=. *.proto
-
 format:
 	$(SWIFT) format --in-place --parallel $(SOURCES)
 
 lint:
 	$(SWIFT) format lint --strict --parallel $(SOURCES)
+
+# After a change of the protobuf definitions; needs protoc, and protoc-gen-swift of swift-protobuf 1.39.0 in PATH.
+MESSAGES := Sources/Images/Messages
+messages:
+	protoc --proto_path=$(MESSAGES) --swift_opt=Visibility=Public --swift_opt=FileNaming=DropPath \
+	  --swift_out=$(MESSAGES) $(MESSAGES)/*.proto
 
 clean:
 	rm -rf .build

@@ -6,7 +6,7 @@ public enum ImageKind: Sendable, Hashable {
   case inventory, processTree, files, pipesData, seccomp, cgroup, fifoData, socketQueues
   case ttyInfo, remappedPaths, fileLocks
   case core, ids, memoryMap, fileSystem, descriptors, pagemap, timeNamespace, tcpStream, ghostFile
-  case sharedPagemap
+  case sharedPagemap, memfd
   /// Torpor's own; other readers ignore it.
   case taskExtras
   /// Torpor's own: where packets end in pipes that keep them apart (O_DIRECT).
@@ -38,6 +38,7 @@ public enum ImageKind: Sendable, Hashable {
     case .descriptors: 0x5621_3732
     case .pagemap, .sharedPagemap: 0x5608_4025
     case .timeNamespace: 0x4311_4433
+    case .memfd: 0x4845_3499
     case .tcpStream: 0x5146_5506
     case .ghostFile: 0x5258_3605
     case .taskExtras: 0x5450_5231
@@ -61,6 +62,7 @@ public enum ImageKind: Sendable, Hashable {
     case .cgroup: "cgroup.img"
     case .ttyInfo: "tty-info.img"
     case .remappedPaths: "remap-fpath.img"
+    case .memfd: "memfd.img"
     case .fileLocks: "filelocks.img"
     case .pipePackets: "torpor-pipe-packets.img"
     case .core: "core-\(id).img"

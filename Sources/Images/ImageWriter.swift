@@ -62,6 +62,16 @@ public final class ImageWriter {
     try writeFile(kind.fileName(id), bytes)
   }
 
+  /// Writes a file of one entry that is followed by many of another kind.
+  public func write(
+    _ kind: ImageKind, _ id: UInt64 = 0, head: some Message, all entries: some Sequence<some Message>
+  ) throws(Failure) {
+    var bytes = Self.header(of: kind)
+    try Self.append(head, to: &bytes, kind.fileName(id))
+    for entry in entries { try Self.append(entry, to: &bytes, kind.fileName(id)) }
+    try writeFile(kind.fileName(id), bytes)
+  }
+
   /// Adds an entry, and the raw bytes that belong to it, to a file that is written at the commit.
   public func append(
     _ kind: ImageKind, _ id: UInt64 = 0, _ entry: some Message, raw: [UInt8] = []
@@ -101,6 +111,18 @@ public final class ImageWriter {
       () throws(Errno) in try bytes.withBytes { bytes throws(Errno) in try file.write(bytes) }
     }
     record(name, size: UInt64(bytes.count), digest: bytes.withBytes { Digest.of($0) })
+  }
+
+  /// - Throws: where the file system has no room for so many bytes more.
+  public func checkRoom(for bytes: UInt64) throws(Failure) {
+    var facts = statfs()
+    guard fstatfs(directory.number, &facts) == 0 else { return }
+    let free = UInt64(facts.f_bfree) * UInt64(facts.f_bsize)
+    guard free < bytes else { return }
+    throw Failure(
+      "Cannot write the image \(path)",
+      why: "it needs \(bytes >> 20) MiB, and the file system has \(free >> 20) MiB free",
+      advice: "free some space or choose another place with --output")
   }
 
   /// Creates a file for a writer who keeps its digest and tells it with `record`.

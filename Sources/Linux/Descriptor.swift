@@ -51,7 +51,10 @@ public struct Descriptor: ~Copyable, Sendable {
   }
 
   /// Writes all of `bytes` at the file's offset.
-  public func write(_ bytes: UnsafeRawBufferPointer) throws(Errno) {
+  public func write(_ bytes: UnsafeRawBufferPointer) throws(Errno) { try Self.write(bytes, to: number) }
+
+  /// The same for a descriptor that nobody owns.
+  public static func write(_ bytes: UnsafeRawBufferPointer, to number: Int32) throws(Errno) {
     var done = 0
     while done < bytes.count {
       done += try retrying { () throws(Errno) in

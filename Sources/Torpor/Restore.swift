@@ -55,7 +55,7 @@ public enum Restore {
     let processes = try ProcessReader.read(image)
     RestoredFiles.raiseLimit()
     let files = try RestoredFiles(image: image, processes: processes)
-    try MemoryRoom.check(processes, image)
+    try MemoryRoom.check(processes, image, files)
     try files.check()
     try checkIDsAreFree(processes, path)
     let base = try MemoryRoom.freeBase(for: processes.compactMap(\.memory))

@@ -37,7 +37,7 @@ public struct SyscallProgram: Sendable {
 
   /// Notes what the call at `index` must return.
   public mutating func expect(_ result: Int64, of index: Int) { expectations[index] = result }
-  public func expectation(of index: Int) -> Int64? { expectations[index] }
+  public var allExpectations: [Int: Int64] { expectations }
 
   /// How many calls it makes.
   public var count: Int { records.count / 8 }

@@ -122,6 +122,7 @@ enum {
   CLINUX_PAGE_IS_SWAPPED = 1 << 4,
   CLINUX_PAGE_IS_PFNZERO = 1 << 5,
   CLINUX_PAGE_IS_HUGE = 1 << 6,
+  CLINUX_PAGE_IS_GUARD = 1 << 8,
 };
 
 /// struct prctl_mm_map of linux/prctl.h.

@@ -55,7 +55,7 @@ public enum Probes {
       feature(
         "PAGEMAP_SCAN",
         succeeds { () throws(Errno) in
-          try PageScan(ProcDirectory(getpid())).forEachOwnRun(in: AddressRange(0x1000, 0x2000)) { _ in }
+          try PageScan(ProcDirectory(getpid())).forEachOwnRun(in: AddressRange(0x1000, 0x2000)) { _, _ in }
         }, "finding the pages that have content", "use Linux 6.7 or newer"),
       feature(
         "kcmp", succeeds { () throws(Errno) in _ = try compareFiles(getpid(), 0, getpid(), 0) },
@@ -97,8 +97,8 @@ public enum Probes {
         "map_files", canReadMappedFile(), "finding mapped files that others hide or have removed",
         "run torpor as root, or give it CAP_CHECKPOINT_RESTORE"),
       optional(
-        "cgroup freezer", freezer != nil, "stopping a container at once" + (freezer.map { " (\($0))" } ?? ""),
-        "mount one; without it jobs are stopped thread by thread"),
+        "cgroup freezer", freezer != nil,
+        "stopping a container at once, in a later version" + (freezer.map { " (\($0))" } ?? ""), "mount one"),
       optional(
         "other users' jobs", has(capabilities: [6, 7]) /* CAP_SETGID, CAP_SETUID */, "restoring them as they were",
         "run torpor as root, or restore jobs of your own only"),
@@ -107,7 +107,8 @@ public enum Probes {
         "giving a job hard limits above those that torpor has",
         "raise those of torpor, or give it CAP_SYS_RESOURCE"),
       optional(
-        "time namespaces", (try? readLink("/proc/self/ns/time")) != nil, "clocks that go on after a reboot, in a later version",
+        "time namespaces", (try? readLink("/proc/self/ns/time")) != nil,
+        "clocks that go on after a reboot, in a later version",
         "use a kernel with CONFIG_TIME_NS"),
       optional(
         "tracking of writes", canTrackWrites(), "images of what has changed, in a later version",

@@ -104,11 +104,8 @@ struct CollectedJob {
   ///
   /// - Returns: how many bytes of memory it holds.
   func write(_ saving: Saving, _ image: ImageWriter, _ progress: Progress) throws(Failure) -> UInt64 {
-    let saver = try PageSaver(image, progress)
-    for (index, entry) in processes.enumerated() where !entry.process.isZombie {
-      try MemoryRoom.save(entry.memory, of: entry.process, pagesID: UInt32(index + 1), saver)
-    }
-    let memoryBytes = try saver.finish()
+    let spaces = processes.filter { !$0.process.isZombie }.map { ($0.process, $0.memory) }
+    let memoryBytes = try MemoryRoom.save(spaces, saving, image, progress)
     FaultPoint.reach(.checkpointMemoryWritten)
     for entry in processes { try write(entry, saving, image) }
     try image.write(.processTree, all: processes.map(treeEntry))

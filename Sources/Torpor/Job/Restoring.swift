@@ -43,8 +43,8 @@ public final class RestoredProcess {
   public internal(set) var children: [RestoredProcess] = []
   /// What threads have that their cores have no room for.
   var extras: [ProcessID: ThreadExtras] = [:]
-  /// Which of its pages the image holds; set when the image has been checked.
-  var pages: PageMap?
+  /// Its address space; set when the image has been checked.
+  var space: AddressSpace?
   /// Its leader, once born.
   public internal(set) var leader: ControlledThread?
   /// Its other threads, once born.

@@ -33,7 +33,7 @@ extension FileRoom {
 enum FileRooms {
   static let all: [any FileRoom.Type] = [
     PipeRoom.self, EventCounterRoom.self, EventPollRoom.self, TimerDescriptorRoom.self, SignalDescriptorRoom.self,
-    FileWatchRoom.self, InternetSocketRoom.self, TerminalRoom.self, FIFORoom.self, RegularFileRoom.self,
+    FileWatchRoom.self, InternetSocketRoom.self, TerminalRoom.self, FIFORoom.self, MemfdRoom.self, RegularFileRoom.self,
   ]
 
   static func room(for facts: DescriptorFacts) -> (any FileRoom.Type)? { all.first { $0.recognises(facts) } }

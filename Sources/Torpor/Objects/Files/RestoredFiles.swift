@@ -16,6 +16,7 @@ public final class RestoredFiles {
   var pipes: RestoredPipes
   var ghosts: RestoredGhosts
   var terminals: RestoredTerminals
+  let sharedMemory: RestoredSharedMemory
 
   /// Reads every table and every open file, and checks that they fit together.
   public init(image: ImageReader, processes: [RestoredProcess]) throws(Failure) {
@@ -24,6 +25,7 @@ public final class RestoredFiles {
     pipes = try RestoredPipes(image)
     ghosts = try RestoredGhosts(image)
     terminals = try RestoredTerminals(image)
+    sharedMemory = try RestoredSharedMemory(image)
     for entry in try image.readAll(.files, as: FileEntry.self) {
       guard entries.updateValue(entry, forKey: entry.id) == nil else {
         throw damaged("two files have the number \(entry.id)")
@@ -139,8 +141,14 @@ public final class RestoredFiles {
     return entry.reg.name.hasPrefix("/") ? entry.reg.name : "/" + entry.reg.name
   }
 
+  /// Whether there is such a file to map, named or in memory.
+  func canMap(_ id: UInt32, isShared: Bool) -> Bool { entries[id]?.type == (isShared ? .memfd : .reg) }
+
   /// Opens a file that is mapped.
   public func openForMapping(_ id: UInt32, writable: Bool) throws(Failure) -> Descriptor {
+    if let entry = entries[id], entry.type == .memfd {
+      return try sharedMemory.open(.inode(UInt64(entry.memfd.inodeID)), writable ? O_RDWR : O_RDONLY)
+    }
     guard let entry = entries[id], entry.type == .reg else { throw damaged("a mapped file is not there") }
     return try RegularFileRoom.open(entry.reg, flags: writable ? O_RDWR : O_RDONLY, self)
   }

@@ -22,6 +22,7 @@ public final class SavedFiles {
   var eventPolls = SavedEventPolls()
   var locks = SavedLocks()
   var ghosts = SavedGhosts()
+  var sharedMemory = SavedSharedMemory()
 
   public init() {}
 
@@ -66,6 +67,7 @@ public final class SavedFiles {
     try pipes.finish(saving)
     terminals.finish(saving)
     try eventPolls.finish(saving)
+    sharedMemory.refuseOutsiders(saving)
   }
 
   /// A number that no other file of the image has.
@@ -108,6 +110,7 @@ public final class SavedFiles {
     try terminals.write(to: image)
     try locks.write(to: image)
     try ghosts.write(to: image)
+    try sharedMemory.write(to: image)
     for entry in eventPolls.entries { entries.append(entry) }
     if !entries.isEmpty { try image.write(.files, all: entries) }
   }

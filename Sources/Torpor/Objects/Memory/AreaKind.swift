@@ -24,11 +24,15 @@ extension VmaEntry {
   var kind: AreaStatus { AreaStatus(rawValue: status) }
   var range: AddressRange { AddressRange(start, end) }
   var count: UInt64 { end - start }
+  var isReadable: Bool { prot & UInt32(PROT_READ) != 0 }
   var isPrivateMemory: Bool {
     kind.contains(.regular) && !kind.contains(.vvar) && !kind.contains(.vdso)
       && (kind.contains(.anonymousPrivate) || kind.contains(.filePrivate))
   }
   var isFile: Bool { kind.contains(.filePrivate) || kind.contains(.fileShared) }
+  var isShared: Bool { kind.contains(.fileShared) || kind.contains(.anonymousShared) }
+  /// The page of [vsyscall], above all address spaces and in none.
+  var isGate: Bool { kind.contains(.vsyscall) && !kind.contains(.regular) }
   /// Not ours to map: the kernel puts it there.
   var isOfKernel: Bool { kind.contains(.vsyscall) || kind.contains(.vdso) || kind.contains(.vvar) }
 }
@@ -51,6 +55,14 @@ enum Advice {
     table.reduce(0) { flags.contains($1.0) ? $0 | 1 << UInt64($1.1) : $0 }
   }
 
+  /// Advice without which a program works as well.
+  static func isHint(_ number: Int32) -> Bool { number != 10 && number != 18 }
+
   /// The advice in `bits` that is sticky; anything else an image may ask for would change memory.
   static func numbers(_ bits: UInt64) -> [Int32] { table.map(\.1).filter { bits >> UInt64($0) & 1 == 1 } }
+}
+
+/// The advice that says which memory may be made of huge pages: MADV_HUGEPAGE, MADV_NOHUGEPAGE.
+enum HugePages {
+  static let advice: UInt64 = 1 << 14 | 1 << 15
 }

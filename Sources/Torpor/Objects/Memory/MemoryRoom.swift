@@ -18,18 +18,7 @@ enum MemoryRoom {
     entry.mmSavedAuxv = try auxiliaryVector(process)
     entry.dumpable = inside.dumpable
     entry.thpDisabled = inside.thpDisabled
-    // Gathered apart: a message's array is copied at every access.
-    var vmas: [VmaEntry] = []
-    vmas.reserveCapacity(process.areas.count)
-    for area in process.areas {
-      if area.name == "[vvar_vclock]", let last = vmas.indices.last, vmas[last].kind.contains(.vvar) {
-        // One area in the image, two in the kernel, always side by side. (arch/x86/entry/vdso/vma.c)
-        vmas[last].end = area.range.end
-      } else if let vma = try describe(area, of: process, saving) {
-        vmas.append(vma)
-      }
-    }
-    entry.vmas = vmas
+    entry.vmas = try areas(of: process, saving)
     return entry
   }
 
@@ -42,15 +31,27 @@ enum MemoryRoom {
     }
   }
 
+  private static func areas(of process: JobProcess, _ saving: Saving) throws(Failure) -> [VmaEntry] {
+    var result: [VmaEntry] = []
+    result.reserveCapacity(process.areas.count)
+    for area in process.areas {
+      if area.name == "[vvar_vclock]", let last = result.indices.last, result[last].kind.contains(.vvar) {
+        // One area in the image, two in the kernel, always side by side. (arch/x86/entry/vdso/vma.c)
+        result[last].end = area.range.end
+      } else if let obstacle = Obstacle(area) {
+        saving.refuse(
+          process, "the mapping at \(hex(area.range.start))-\(hex(area.range.end)) is \(obstacle.what)",
+          advice: obstacle.advice)
+      } else {
+        result.append(try describe(area, of: process, saving))
+      }
+    }
+    return result
+  }
+
   private static func describe(
     _ area: MemoryArea, of process: JobProcess, _ saving: Saving
-  ) throws(Failure) -> VmaEntry? {
-    if let obstacle = obstacle(area) {
-      saving.refuse(
-        process, "the mapping at \(hex(area.range.start))-\(hex(area.range.end)) is \(obstacle.what)",
-        advice: obstacle.advice)
-      return nil
-    }
+  ) throws(Failure) -> VmaEntry {
     var vma = VmaEntry()
     (vma.start, vma.end) = (area.range.start, area.range.end)
     (vma.pgoff, vma.shmid, vma.fd) = (0, 0, -1)
@@ -65,11 +66,17 @@ enum MemoryRoom {
     if area.isFileBacked {
       kind.insert(area.isShared ? .fileShared : .filePrivate)
       vma.pgoff = area.offset
-      vma.shmid = UInt64(try saving.files.mappedFile(process, area, saving))
       vma.fdflags = UInt32(bitPattern: area.isShared && isOpenForWriting(area, process) ? O_RDWR : O_RDONLY)
+      if SharedMemory.isUnder(area) {
+        kind.insert(.memfd)
+        vma.shmid = UInt64(try saving.files.sharedMemory.mapped(process, area, vma.fdflags, saving))
+      } else {
+        vma.shmid = UInt64(try saving.files.mappedFile(process, area, saving))
+      }
     } else {
       vma.flags |= UInt32(MAP_ANONYMOUS)
       switch area.name {
+      case "": kind.insert(.anonymousPrivate)
       case "[heap]": kind.formUnion([.heap, .anonymousPrivate])
       case "[vdso]": kind.formUnion([.vdso, .anonymousPrivate])
       case "[vvar]", "[vvar_vclock]": kind.formUnion([.vvar, .anonymousPrivate])
@@ -84,49 +91,118 @@ enum MemoryRoom {
   /// Whether the mapped file was open for writing, so that the mapping may be made writable again. The link's mode shows
   /// the mode of opening. (proc_pid_map_files(5))
   private static func isOpenForWriting(_ area: MemoryArea, _ process: JobProcess) -> Bool {
-    let name = "map_files/\(String(area.range.start, radix: 16))-\(String(area.range.end, radix: 16))"
-    guard let status = try? fileStatus(name, followingLink: false, at: process.proc.directory.number) else {
+    guard let status = try? fileStatus(area.link, followingLink: false, at: process.proc.directory.number) else {
       return area.isWritable
     }
     return status.st_mode & 0o200 != 0
   }
 
-  private static func obstacle(_ area: MemoryArea) -> (what: String, advice: String)? {
-    let later = "a later version of torpor will save it; for now run the program without it"
-    if area.name == "[vvar]" || area.name == "[vvar_vclock]" || area.name == "[vdso]" { return nil }
-    if area.flags.contains(.hugeTLB) { return ("made of huge pages (hugetlbfs, \(area.name))", later) }
-    if !area.flags.isDisjoint(with: [.userfaultMissing, .userfaultMinor, .userfaultWriteProtect]) {
-      return ("watched by a userfaultfd", "end the program's own page fault handling before the checkpoint")
+  /// What stands against saving an area.
+  private struct Obstacle {
+    let what: String
+    let advice: String
+
+    private static let later = "a later version of torpor will save it; for now run the program without it"
+    private static let flags: MemoryArea.Flags = [
+      .hugeTLB, .userfaultMissing, .userfaultMinor, .userfaultWriteProtect, .shadowStack, .sealed, .io, .pfnMap,
+    ]
+
+    private init(_ what: String, _ advice: String) { (self.what, self.advice) = (what, advice) }
+
+    /// nil where there is none.
+    init?(_ area: MemoryArea) {
+      if area.name.isEmpty, area.flags.isDisjoint(with: Self.flags), area.protectionKey == 0,
+        area.range.end <= highestAddress
+      {
+        return nil
+      }
+      if let byFlags = Self.byFlags(area) ?? Self.byName(area.name) {
+        self = byFlags
+      } else if area.protectionKey != 0, area.protection != PROT_EXEC {
+        // The kernel itself gives areas that can only be executed a key.
+        self.init("protected by key \(area.protectionKey) (pkey_mprotect)", Self.later)
+      } else if area.range.end > highestAddress, area.name != "[vsyscall]" {
+        self.init("above the first 128 TiB of the address space", Self.later)
+      } else {
+        return nil
+      }
     }
-    if area.flags.contains(.shadowStack) { return ("a shadow stack", "start the program without shadow stacks") }
-    if area.flags.contains(.sealed) { return ("sealed (mseal)", later) }
-    if area.name.hasPrefix("/SYSV") { return ("System V shared memory (key \(area.name.dropFirst(5)))", later) }
-    if area.name.hasPrefix("/[aio]") { return ("a ring for asynchronous I/O (io_setup)", later) }
-    if area.name.hasPrefix("/memfd:") { return ("a file in memory (\(area.name.dropFirst(1)))", later) }
-    if area.name.hasPrefix("/dev/zero") { return ("shared anonymous memory", later) }
-    if area.name.hasPrefix("anon_inode:") || area.name == "[uprobes]" {
-      return ("of a kernel object (\(area.name))", "close it before the checkpoint")
+
+    private static func byFlags(_ area: MemoryArea) -> Obstacle? {
+      if area.name == "[vdso]" || area.name.hasPrefix("[vvar") { return nil }
+      let flags = area.flags
+      if flags.contains(.hugeTLB) { return Obstacle("made of huge pages (hugetlbfs, \(area.name))", later) }
+      if !flags.isDisjoint(with: [.userfaultMissing, .userfaultMinor, .userfaultWriteProtect]) {
+        return Obstacle("watched by a userfaultfd", "end the program's own page fault handling before the checkpoint")
+      }
+      if flags.contains(.shadowStack) { return Obstacle("a shadow stack", "start the program without shadow stacks") }
+      if flags.contains(.sealed) { return Obstacle("sealed (mseal)", later) }
+      if flags.isDisjoint(with: [.io, .pfnMap]) || area.name.hasPrefix("anon_inode:") { return nil }
+      return Obstacle("memory of a device (\(area.name))", "close the device before the checkpoint")
     }
-    if !area.flags.isDisjoint(with: [.io, .pfnMap]) {
-      return ("memory of a device (\(area.name))", "close the device before the checkpoint")
+
+    private static func byName(_ name: String) -> Obstacle? {
+      if name.hasPrefix("/SYSV") { return Obstacle("System V shared memory (key \(name.dropFirst(5).prefix(8)))", later) }
+      if name.hasPrefix("/[aio]") { return Obstacle("a ring for asynchronous I/O (io_setup)", later) }
+      if name.hasPrefix("/secretmem") { return Obstacle("secret memory (memfd_secret)", later) }
+      guard name.hasPrefix("anon_inode:") || name == "[uprobes]" else { return nil }
+      return Obstacle("of a kernel object (\(name))", "close it before the checkpoint")
     }
-    return nil
   }
 
   /// An address for people.
   static func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
 
+  // MARK: Write
+
   /// Most words of an auxiliary vector that other readers of the image take; newer kernels give some more, and the whole
   /// vector then goes into `TaskExtras`.
   static let longestAuxiliaryVector = 44
 
-  /// Writes the description and the content of an address space.
+  /// Writes descriptions and content of all address spaces, and of the memory that they share.
+  ///
+  /// - Returns: how many bytes of content that is.
   static func save(
-    _ entry: MmEntry, of process: JobProcess, pagesID: UInt32, _ saver: PageSaver
-  ) throws(Failure) {
-    var short = entry
-    short.mmSavedAuxv = Array(entry.mmSavedAuxv.prefix(longestAuxiliaryVector))
-    try saver.image.write(.memoryMap, UInt64(process.pid), short)
-    try saver.save(entry.vmas, of: process, pagesID: pagesID)
+    _ spaces: [(process: JobProcess, memory: MmEntry)], _ saving: Saving, _ image: ImageWriter, _ progress: Progress
+  ) throws(Failure) -> UInt64 {
+    let saver = try PageSaver(image, progress)
+    var plans: [PagePlan] = []
+    for (process, memory) in spaces {
+      plans.append(
+        try attempt("Cannot find the pages of \(process.label)") { () throws(Errno) in
+          try PagePlan(memory.vmas, of: process)
+        })
+    }
+    let segments = try saving.files.sharedMemory.contents()
+    try saver.expect(plans.reduce(0) { $0 + $1.bytes } + segments.reduce(0) { $0 + $1.bytes })
+    var pagesID: UInt32 = 0
+    for ((process, memory), plan) in zip(spaces, plans) {
+      pagesID += 1
+      try save(memory, plan, of: process, pagesID: pagesID, saver)
+    }
+    for segment in segments {
+      pagesID += 1
+      try saver.save(
+        segment.runs, from: segment.source, as: .sharedPagemap, segment.id, pagesID: pagesID,
+        "Cannot read shared memory \(segment.name)")
+    }
+    return try saver.finish()
   }
+
+  private static func save(
+    _ memory: MmEntry, _ plan: PagePlan, of process: JobProcess, pagesID: UInt32, _ saver: PageSaver
+  ) throws(Failure) {
+    var written = memory
+    written.mmSavedAuxv = Array(memory.mmSavedAuxv.prefix(longestAuxiliaryVector))
+    if !plan.guards.isEmpty { written.vmas = memory.vmas + plan.guardAreas }
+    try saver.image.write(.memoryMap, UInt64(process.pid), written)
+    try saver.save(
+      plan.runs, from: ProcessPages(process), as: .pagemap, UInt64(process.pid), pagesID: pagesID,
+      "Cannot read the memory of \(process.label)")
+  }
+}
+
+extension MemoryArea {
+  /// The name of its link in /proc/PID.
+  var link: String { "map_files/\(String(range.start, radix: 16))-\(String(range.end, radix: 16))" }
 }

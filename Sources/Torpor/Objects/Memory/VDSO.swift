@@ -75,15 +75,36 @@ enum VDSO {
     return (0..<max(code.count - 1, 0)).first { Registers.isSystemCall(code[$0], code[$0 + 1]) }
   }
 
-  /// This kernel's own: the bytes of the vDSO, and how many bytes of vvar stand before it.
-  static func ofThisKernel() throws(Failure) -> (code: [UInt8], dataSize: UInt64) {
+  /// This kernel's own, as it is in every process.
+  struct Own {
+    var code: [UInt8] = []
+    /// The length of the ELF file in it.
+    var used = 0
+    /// What it reads: how far before the code that starts, and how long it is.
+    var dataDistance: UInt64 = 0
+    var dataSize: UInt64 = 0
+  }
+
+  static func ofThisKernel() throws(Failure) -> Own { try own.get() }
+
+  private static let own: Result<Own, Failure> = {
+    do throws(Failure) { return .success(try readOwn()) } catch { return .failure(error) }
+  }()
+
+  private static func readOwn() throws(Failure) -> Own {
     let areas = try attempt("Cannot read /proc/self/maps") { () throws(Errno) in
       try readMemoryMap(of: ProcDirectory(getpid()), withFlags: false)
     }
-    guard let code = areas.first(where: { $0.name == "[vdso]" }),
-      let start = UnsafeRawPointer(bitPattern: UInt(code.range.start))
-    else { return ([], 0) }
-    let data = areas.filter { $0.name.hasPrefix("[vvar") }.reduce(0) { $0 + $1.range.count }
-    return ([UInt8](UnsafeRawBufferPointer(start: start, count: Int(code.range.count))), data)
+    var own = Own()
+    guard let code = areas.first(where: { $0.name == "[vdso]" })?.range,
+      let start = UnsafeRawPointer(bitPattern: UInt(code.start))
+    else { return own }
+    let bytes = UnsafeRawBufferPointer(start: start, count: Int(code.count))
+    own.code = [UInt8](bytes)
+    own.used = length(of: bytes)
+    let data = areas.filter { $0.name.hasPrefix("[vvar") && $0.range.end <= code.start }
+    own.dataDistance = data.first.map { code.start - $0.range.start } ?? 0
+    own.dataSize = data.reduce(0) { $0 + $1.range.count }
+    return own
   }
 }
