@@ -7,7 +7,7 @@ struct CheckpointCommand: ParsableCommand {
     commandName: "checkpoint",
     abstract: "Save a running job to an image.",
     discussion: """
-      Saves the process PID, its threads and all its descendants. The job goes on running, unless --stop is given. The
+      Saves the process PID, its threads and all its descendants. The job goes on running, unless --stop is given. The \
       image directory appears under its name only when it is complete and on disk; its path is printed.
       """)
 

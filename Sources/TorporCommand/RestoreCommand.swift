@@ -8,8 +8,8 @@ struct RestoreCommand: ParsableCommand {
     commandName: "restore",
     abstract: "Make a saved job run again.",
     discussion: """
-      In the foreground it waits for the job, passes signals such as that of Ctrl-C on to it, and exits with the job's
-      exit status (128 + N for a job that signal N has ended). Ctrl-Z stops both, and fg continues both. With --detach it prints the process ID of the job's
+      In the foreground it waits for the job, passes signals such as that of Ctrl-C on to it, and exits with the job's \
+      exit status (128 + N for a job that signal N has ended). Ctrl-Z stops both, and fg continues both. With --detach it prints the process ID of the job's \
       root and exits.
       """)
 

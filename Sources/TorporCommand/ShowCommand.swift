@@ -7,7 +7,7 @@ struct ShowCommand: ParsableCommand {
     commandName: "show",
     abstract: "Tell what is in an image.",
     discussion: """
-      Prints when and where the image was made, and its tree of processes with threads, memory and descriptors. Images
+      Prints when and where the image was made, and its tree of processes with threads, memory and descriptors. Images \
       that CRIU made are read as well.
       """)
 
