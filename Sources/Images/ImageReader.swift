@@ -203,6 +203,9 @@ public struct EntryCursor {
     }
   }
 
+  /// How many bytes there are up to the end of the file.
+  public var bytesLeft: Int { bytes.count - offset }
+
   /// The `count` raw bytes that follow the last entry.
   public mutating func raw(_ count: Int) throws(Failure) -> ArraySlice<UInt8> {
     guard count >= 0, count <= bytes.count - offset else {

@@ -46,6 +46,15 @@ import Testing
     }
   }
 
+  @Test func countersTimersWatchesLocksOrListeningSocketsAreLost() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("events", in: workspace)
+      // A deleted file comes back with another inode, a watched one that has changed its number under the new one.
+      try await victim.travel(generations: 2, Expectations(observe: false))
+      try await victim.finish()
+    }
+  }
+
   @Test func vectorRegistersComeBackWithOtherValues() async throws {
     try await withWorkspace { workspace in
       let victim = try await Victim.start("registers", in: workspace)

@@ -39,6 +39,17 @@ import Testing
     #expect(SavedEventPolls.parse("") == nil)
   }
 
+  @Test func fileWatch() throws {
+    let info = info(
+      "flags:\t00\ninotify wd:1a ino:3df9d sdev:fe00000 mask:84000002 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:9ddf0300000000a1\n")
+    let watch = try #require(FileWatchRoom.parse(info.details[0].value))
+    #expect((watch.wd, watch.iIno, watch.sDev, watch.mask) == (0x1a, 0x3df9d, 0xfe00000, 0x8400_0002))
+    #expect((watch.fHandle.bytes, watch.fHandle.type, watch.fHandle.handle.count) == (8, 1, 16))
+    #expect(watch.fHandle.handle[0] == 0xa100_0000_0003_df9d)
+    #expect(FileWatchRoom.parse("1 ino:1 sdev:1 mask:2 fhandle-bytes:ff fhandle-type:1 f_handle:00") == nil)
+    #expect(FileWatchRoom.parse("") == nil)
+  }
+
   @Test func locks() throws {
     let info = info(
       """

@@ -6,6 +6,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -17,6 +18,8 @@ static int listening, listening6, fresh, owned[2];
 static int posix_locked, flocked, description_locked;
 static int watched[2], moved_pipe[2];
 static struct sockaddr_in address;
+static int deleted, deleted_reading, deleted_large, changes, file_watch, directory_watch;
+static char *deleted_map;
 
 static int open_here(const char *name, int flags) {
   char path[PATH_MAX];
@@ -50,6 +53,35 @@ static void set_up_sockets(void) {
   fresh = MUST(socket(AF_INET, SOCK_STREAM, 0));
   int size = 50000;
   MUST(setsockopt(fresh, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+}
+
+static void set_up_deleted(void) {
+  char path[PATH_MAX];
+  deleted = open_here("deleted", O_RDWR | O_CREAT | O_EXCL);
+  MUST(write(deleted, "deleted, not gone", 17));
+  deleted_reading = open_here("deleted", O_RDONLY);
+  MUST(ftruncate(deleted, 4096));
+  deleted_map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, deleted, 0);
+  if (deleted_map == MAP_FAILED) _exit(98);
+  snprintf(path, sizeof path, "%s/deleted", victim_directory);
+  MUST(unlink(path));
+  deleted_large = open_here("deleted", O_RDWR | O_CREAT | O_EXCL);
+  for (int i = 0; i < 100; i++) MUST(pwrite(deleted_large, &i, sizeof i, i * 70000L));
+  MUST(unlink(path));
+  MUST(lseek(deleted_reading, 9, SEEK_SET));
+}
+
+static void set_up_watches(void) {
+  char path[PATH_MAX];
+  changes = MUST(inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+  snprintf(path, sizeof path, "%s/flock", victim_directory);
+  MUST(inotify_rm_watch(changes, MUST(inotify_add_watch(changes, path, IN_MODIFY))));
+  char event[4096];
+  MUST(read(changes, event, sizeof event)); // IN_IGNORED
+  file_watch = MUST(inotify_add_watch(changes, path, IN_MODIFY | IN_ONESHOT));
+  snprintf(path, sizeof path, "%s/watched", victim_directory);
+  MUST(mkdir(path, 0700));
+  directory_watch = MUST(inotify_add_watch(changes, path, IN_CREATE | IN_OPEN | IN_EXCL_UNLINK));
 }
 
 static void set_up(void) {
@@ -89,6 +121,8 @@ static void set_up(void) {
   poll_set = MUST(epoll_create1(EPOLL_CLOEXEC));
   inner_set = MUST(epoll_create1(0));
   MUST(pipe(watched)), MUST(pipe(moved_pipe)), MUST(pipe(owned));
+  set_up_deleted();
+  set_up_watches();
   watch(inner_set, watched[0], EPOLLIN | EPOLLET, 0xfedcba9876543210);
   watch(poll_set, inner_set, EPOLLIN, 1);
   watch(poll_set, signals, EPOLLIN, 2);
@@ -164,7 +198,56 @@ static void check_sockets(void) {
   close(connection), close(fresh);
 }
 
+static void check_deleted(void) {
+  char buffer[32] = "";
+  CHECK_NUMBER("read of a deleted file", 8, read(deleted_reading, buffer, 8));
+  CHECK_TEXT("content of a deleted file", "not gone", buffer);
+  MUST(pwrite(deleted, "DELETED", 7, 0));
+  CHECK_TRUE("mapping and descriptor of a deleted file", memcmp(deleted_map, "DELETED, not gone", 17) == 0);
+  deleted_map[1000] = 'm';
+  CHECK_NUMBER("read through the other descriptor", 1, pread(deleted_reading, buffer, 1, 1000));
+  CHECK_NUMBER("byte written through the mapping", 'm', buffer[0]);
+  struct stat status;
+  MUST(fstat(deleted, &status));
+  CHECK_NUMBER("links to a deleted file", 0, status.st_nlink);
+  CHECK_NUMBER("mode of a deleted file", 0100600, status.st_mode);
+  CHECK_NUMBER("size of a deleted file", 4096, status.st_size);
+  MUST(fstat(deleted_large, &status));
+  CHECK_NUMBER("size of a large deleted file", 99 * 70000L + 4, status.st_size);
+  CHECK_TRUE("holes in a large deleted file", status.st_blocks < 99 * 70000L / 512 / 2);
+  for (int i = 0; i < 100; i++) {
+    int number = -1;
+    MUST(pread(deleted_large, &number, sizeof number, i * 70000L));
+    CHECK_NUMBER("content of a large deleted file", i, number);
+  }
+}
+
+static void expect_event(int watch, uint32_t mask, const char *name) {
+  char buffer[sizeof(struct inotify_event) + NAME_MAX + 1] __attribute__((aligned(8)));
+  struct inotify_event *event = (struct inotify_event *)buffer;
+  ssize_t got = read(changes, buffer, name ? sizeof(struct inotify_event) + 16 : sizeof(struct inotify_event));
+  if (got < 0) return fail("inotify event of watch %d: %s", watch, strerror(errno));
+  CHECK_NUMBER("watch of an inotify event", watch, event->wd);
+  CHECK_NUMBER("kind of an inotify event", mask, event->mask);
+  if (name) CHECK_TEXT("name of an inotify event", name, event->name);
+}
+
+static void check_watches(void) {
+  char buffer[64];
+  CHECK_NUMBER("inotify while nothing has changed", -1, read(changes, buffer, sizeof buffer));
+  close(open_here("watched/new", O_RDWR | O_CREAT));
+  expect_event(directory_watch, IN_CREATE, "new");
+  expect_event(directory_watch, IN_OPEN, "new");
+  MUST(write(flocked, "x", 1));
+  expect_event(file_watch, IN_MODIFY, NULL);
+  expect_event(file_watch, IN_IGNORED, NULL);
+  CHECK_NUMBER("inotify at the end", -1, read(changes, buffer, sizeof buffer));
+  CHECK_NUMBER("number of the next watch", directory_watch + 1, inotify_add_watch(changes, victim_directory, IN_MODIFY));
+}
+
 static void check_end(void) {
+  check_deleted();
+  check_watches();
   uint64_t value = 0;
   CHECK_NUMBER("read of the counter", 8, read(counter, &value, 8));
   CHECK_NUMBER("value of the counter", 0x123456789a, value);

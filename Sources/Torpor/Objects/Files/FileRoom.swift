@@ -33,7 +33,7 @@ extension FileRoom {
 enum FileRooms {
   static let all: [any FileRoom.Type] = [
     PipeRoom.self, EventCounterRoom.self, EventPollRoom.self, TimerDescriptorRoom.self, SignalDescriptorRoom.self,
-    InternetSocketRoom.self, TerminalRoom.self, FIFORoom.self, MemfdRoom.self, RegularFileRoom.self,
+    FileWatchRoom.self, InternetSocketRoom.self, TerminalRoom.self, FIFORoom.self, MemfdRoom.self, RegularFileRoom.self,
   ]
 
   static func room(for facts: DescriptorFacts) -> (any FileRoom.Type)? { all.first { $0.recognises(facts) } }
@@ -58,7 +58,7 @@ enum UnknownFile {
   private static let names: [(String, String)] = [
     ("/memfd:", "a file in memory (memfd)"), ("anon_inode:[io_uring]", "an io_uring"),
     ("anon_inode:[userfaultfd]", "a userfaultfd"), ("anon_inode:[perf_event]", "a performance counter"),
-    ("anon_inode:[fanotify]", "a fanotify group"), ("anon_inode:inotify", "an inotify instance"),
+    ("anon_inode:[fanotify]", "a fanotify group"),
     ("anon_inode:[pidfd]", "a pidfd"), ("pidfd:", "a pidfd"), ("anon_inode:bpf", "a BPF object"),
     ("/secretmem", "a secret memory area"), ("net:[", "a network namespace"), ("mnt:[", "a mount namespace"),
     ("pid:[", "a PID namespace"), ("user:[", "a user namespace"), ("uts:[", "a UTS namespace"),

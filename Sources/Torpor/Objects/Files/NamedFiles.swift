@@ -34,7 +34,7 @@ struct NamedFiles {
     if let id = areas[key] { return id }
     let status = Self.status(of: area, link, process)
     let what = "the mapping at 0x\(String(area.range.start, radix: 16))"
-    let id = try self.id(process, status, path: area.name, access: access, what: what, saving)
+    let id = try self.id(process, status, path: area.name, access: access, what: what, link: link, saving)
     areas[key] = id
     return id
   }
@@ -53,7 +53,7 @@ struct NamedFiles {
       case "root": "its root directory"
       default: "its \(name)"
       }
-    return try id(process, status, path: path, access: O_RDONLY, what: what, saving)
+    return try id(process, status, path: path, access: O_RDONLY, what: what, link: name, saving)
   }
 
   /// What the mapping's own link leads to; where that may not be followed, what its path leads to.
@@ -72,8 +72,12 @@ struct NamedFiles {
   }
 
   private mutating func id(
-    _ process: JobProcess, _ status: stat?, path: String, access: Int32, what: String, _ saving: Saving
+    _ process: JobProcess, _ status: stat?, path: String, access: Int32, what: String, link: String,
+    _ saving: Saving
   ) throws(Failure) -> UInt32 {
+    if let status, SavedGhosts.canKeep(status, path) {
+      return ghost(process, status, path: path, access: access, link: link, saving)
+    }
     guard let status, FileName.problem(path, status) == nil else {
       let why = status.flatMap { FileName.problem(path, $0) } ?? "\(path) is not the file that it was"
       saving.refuse(process, "\(what): \(why)", advice: FileName.advice)
@@ -86,6 +90,21 @@ struct NamedFiles {
     if let id = names[key] { return id }
     let id = saving.files.newID()
     saving.files.add(RegularFileRoom.entry(id: id, path: path, status: status, flags: access))
+    names[key] = id
+    return id
+  }
+}
+
+extension NamedFiles {
+  /// A file without a name: the image keeps its content.
+  private mutating func ghost(
+    _ process: JobProcess, _ status: stat, path: String, access: Int32, link: String, _ saving: Saving
+  ) -> UInt32 {
+    let key = Name(device: UInt64(status.st_dev), inode: UInt64(status.st_ino), path: path, access: access)
+    if let id = names[key] { return id }
+    let id = saving.files.newID()
+    let name = saving.files.addGhost(id, path, status, process, link: link)
+    saving.files.add(RegularFileRoom.entry(id: id, path: name, status: status, flags: access))
     names[key] = id
     return id
   }

@@ -32,12 +32,15 @@ enum RegularFileRoom: FileRoom {
   // MARK: Save
 
   static func save(_ facts: DescriptorFacts, id: UInt32, _ saving: Saving) throws(Failure) -> FileEntry? {
-    if let problem = FileName.problem(facts.link, facts.status) {
+    var path = facts.link
+    if SavedGhosts.canKeep(facts.status, path), !facts.isPathOnly {
+      path = saving.files.addGhost(id, path, facts.status, facts.process, link: "fd/\(facts.number)")
+    } else if let problem = FileName.problem(path, facts.status) {
       saving.refuse(facts.process, "\(facts.label): \(problem)", advice: FileName.advice)
       return nil
     }
     return entry(
-      id: id, path: facts.link, status: facts.status, flags: facts.flags, position: facts.info.position,
+      id: id, path: path, status: facts.status, flags: facts.flags, position: facts.info.position,
       owner: try facts.owner())
   }
 
@@ -58,7 +61,7 @@ enum RegularFileRoom: FileRoom {
         let appends = flags & O_ACCMODE == O_WRONLY && flags & O_APPEND != 0
         guard status.kind == FileKind.regular, !appends else { return }
         $0.size = UInt64(status.st_size)
-        if flags & O_ACCMODE == O_RDONLY, status.st_mode & 0o111 != 0 || path.contains(".so") {
+        if flags & O_ACCMODE == O_RDONLY, status.st_nlink > 0, status.st_mode & 0o111 != 0 || path.contains(".so") {
           $0.buildID = BuildID.read(path) ?? []
         }
       }
@@ -69,6 +72,10 @@ enum RegularFileRoom: FileRoom {
 
   static func check(_ entry: FileEntry, _ files: RestoredFiles) throws(Failure) {
     let file = entry.reg
+    guard file.name.hasPrefix("/"), !file.name.utf8.contains(0) else {
+      throw files.damaged("\"\(file.name)\" is not a path")
+    }
+    if files.ghosts.has(entry.id) { return try files.ghosts.check(entry.id, file.name) }
     guard !isOfProcess(file.name) else { return }
     let status: stat
     do { status = try fileStatus(file.name, followingLink: false) } catch {
@@ -119,7 +126,7 @@ enum RegularFileRoom: FileRoom {
 
   static func open(_ entry: FileEntry, _ files: RestoredFiles) throws(Failure) -> Descriptor {
     let file = entry.reg
-    let descriptor = try open(path: file.name, flags: Int32(bitPattern: file.flags), files)
+    let descriptor = try open(file, flags: Int32(bitPattern: file.flags), files)
     let pathOnly = Int32(bitPattern: file.flags) & O_PATH != 0
     if file.pos != 0, !pathOnly {
       try attempt("\(files.what): \(file.name), offset \(file.pos)") { () throws(Errno) in
@@ -129,11 +136,21 @@ enum RegularFileRoom: FileRoom {
     return descriptor
   }
 
+  /// Opens a file that has a name, or had one.
+  static func open(_ file: RegFileEntry, flags: Int32, _ files: RestoredFiles) throws(Failure) -> Descriptor {
+    if let ghost = try files.ghosts.open(file.id, file.name, flags: harmless(flags)) { return ghost }
+    return try open(path: file.name, flags: flags, files)
+  }
+
+  /// Without what makes or cuts files, or takes a terminal.
+  private static func harmless(_ flags: Int32) -> Int32 {
+    let temporary = O_TMPFILE & ~O_DIRECTORY
+    return flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_ASYNC | temporary) | O_NOCTTY
+  }
+
   /// Opens a file that exists. Nothing is ever made or cut, whatever `flags` say.
   static func open(path: String, flags: Int32, _ files: RestoredFiles) throws(Failure) -> Descriptor {
-    let temporary = O_TMPFILE & ~O_DIRECTORY
-    let flags = flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_ASYNC | temporary) | O_NOCTTY
-    do { return try Descriptor.open(path, flags) } catch {
+    do { return try Descriptor.open(path, harmless(flags)) } catch {
       throw Failure(.cannotRestore, files.what, why: "\(path) cannot be opened: \(error.words)", advice: advice(error))
     }
   }

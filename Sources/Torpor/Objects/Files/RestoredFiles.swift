@@ -14,6 +14,7 @@ public final class RestoredFiles {
   private var watchesLeft: [UInt32: [EventpollTfdEntry]] = [:]
   private let locks: RestoredLocks
   var pipes: RestoredPipes
+  var ghosts: RestoredGhosts
   var terminals: RestoredTerminals
   let sharedMemory: RestoredSharedMemory
 
@@ -22,6 +23,7 @@ public final class RestoredFiles {
     self.image = image
     locks = try RestoredLocks(image)
     pipes = try RestoredPipes(image)
+    ghosts = try RestoredGhosts(image)
     terminals = try RestoredTerminals(image)
     sharedMemory = try RestoredSharedMemory(image)
     for entry in try image.readAll(.files, as: FileEntry.self) {
@@ -148,7 +150,7 @@ public final class RestoredFiles {
       return try sharedMemory.open(.inode(UInt64(entry.memfd.inodeID)), writable ? O_RDWR : O_RDONLY)
     }
     guard let entry = entries[id], entry.type == .reg else { throw damaged("a mapped file is not there") }
-    return try RegularFileRoom.open(path: entry.reg.name, flags: writable ? O_RDWR : O_RDONLY, self)
+    return try RegularFileRoom.open(entry.reg, flags: writable ? O_RDWR : O_RDONLY, self)
   }
 
   // MARK: Open
@@ -248,7 +250,13 @@ public final class RestoredFiles {
     addWatches(rows, &script)
     for lock in locks.of(process) { RestoredLocks.take(lock, &script) }
     let isLast = process === restoring.processes.last { !$0.isZombie }
-    guard isLast, let left = watchesLeft.first(where: { !$0.value.isEmpty }) else { return }
+    guard isLast else { return }
+    for (id, descriptor) in descriptors {
+      if let entry = entries[id], entry.type == .inotify {
+        try FileWatchRoom.addWatches(entry.ify, to: descriptor, what)
+      }
+    }
+    guard let left = watchesLeft.first(where: { !$0.value.isEmpty }) else { return }
     throw damaged("epoll instance \(left.key) watches descriptor \(left.value[0].tfd), which is not there")
   }
 
@@ -275,11 +283,13 @@ public final class RestoredFiles {
     }
     descriptors = [:]
     pipes.closeAll()
+    ghosts.closeAll()
     terminals.handOver()
   }
 
   deinit {
     for descriptor in descriptors.values { close(descriptor) }
     pipes.closeAll()
+    ghosts.closeAll()
   }
 }

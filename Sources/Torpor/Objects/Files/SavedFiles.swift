@@ -22,6 +22,7 @@ public final class SavedFiles {
   var eventPolls = SavedEventPolls()
   var locks = SavedLocks()
   var sharedMemory = SavedSharedMemory()
+  var ghosts = SavedGhosts()
 
   public init() {}
 
@@ -75,6 +76,15 @@ public final class SavedFiles {
     return lastID
   }
 
+  /// Notes that the file `id` has lost its name, and that its content is to be kept.
+  ///
+  /// - Returns: the name that it had.
+  func addGhost(_ id: UInt32, _ path: String, _ status: stat, _ process: JobProcess, link: String) -> String {
+    // `ghosts` must not be in use while it asks for a number.
+    let number = newID()
+    return ghosts.add(id, path, status, process, link: link, newID: { number })
+  }
+
   func add(_ entry: FileEntry) { entries.append(entry) }
 
   // MARK: Mapped and named files
@@ -100,6 +110,7 @@ public final class SavedFiles {
     try terminals.write(to: image)
     try locks.write(to: image)
     try sharedMemory.write(to: image)
+    try ghosts.write(to: image)
     for entry in eventPolls.entries { entries.append(entry) }
     if !entries.isEmpty { try image.write(.files, all: entries) }
   }

@@ -21,6 +21,8 @@ final class PageSaver {
   private var batch: [PageRun] = []
 
   private static let bufferSize = 4 << 20
+  /// What one thread writes as fast as two.
+  private static let smallBatch = 512 << 10
   /// Most entries of a vector. (UIO_MAXIOV)
   private static let longestVector = 1024
 
@@ -78,7 +80,11 @@ final class PageSaver {
       }
     }
     try flush(&count, source, file, what())
-    worker.submit { () throws(Failure) in file.close() }
+    if file.isWithWorker {
+      worker.submit { () throws(Failure) in file.close() }
+    } else {
+      file.close()
+    }
   }
 
   private func writePageMap(_ runs: [PageRun], _ kind: ImageKind, _ id: UInt64, _ pagesID: UInt32) throws(Failure) {
@@ -105,7 +111,13 @@ final class PageSaver {
     let content = UnsafeMutableRawBufferPointer(rebasing: buffers[index][0..<count])
     try attempt(what()) { () throws(Errno) in try source.read(batch, into: content) }
     let bytes = Bytes(UnsafeRawBufferPointer(content))
-    pieces[index] = worker.submit { () throws(Failure) in try file.append(bytes.buffer) }
+    if count <= Self.smallBatch, !file.isWithWorker {
+      // All of a small process: to wake another thread would cost more than the work.
+      try file.append(bytes.buffer)
+    } else {
+      file.isWithWorker = true
+      pieces[index] = worker.submit { () throws(Failure) in try file.append(bytes.buffer) }
+    }
     total += UInt64(count)
     progress.update("memory", total, of: expected)
     count = 0
@@ -119,9 +131,12 @@ final class PageSaver {
   }
 }
 
-/// One pages file. Only the worker touches it while there is work, only the saver when there is none.
+/// One pages file. Once it is with the worker, only that touches it while there is work, and only the saver when there is
+/// none.
 private final class PagesFile: @unchecked Sendable {
   let name: String
+  /// The saver's own note.
+  var isWithWorker = false
   private let path: String
   private var number: Int32
   private var state = Digest()
