@@ -115,11 +115,13 @@ public final class ImageReader {
     try Descriptor.open(name, O_RDONLY | O_NOFOLLOW, at: directory.number)
   }
 
-  /// The size of all files in the directory, in bytes.
-  public func totalSize() throws(Failure) -> UInt64 {
-    var total: UInt64 = 0
+  /// How many bytes all files in the directory have together, and how many files there are.
+  public func totalSize() -> (bytes: UInt64, files: Int) {
+    var total: (bytes: UInt64, files: Int) = (0, 0)
     for name in namesOfFiles(in: path) {
-      if let status = try? fileStatus(name, followingLink: false, at: directory.number) { total += UInt64(status.st_size) }
+      guard let status = try? fileStatus(name, followingLink: false, at: directory.number) else { continue }
+      total.bytes += UInt64(status.st_size)
+      total.files += 1
     }
     return total
   }

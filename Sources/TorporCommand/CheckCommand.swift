@@ -37,7 +37,7 @@ struct CheckCommand: ParsableCommand {
     } else if obstacles.isEmpty {
       Console.print("\(pid) can be checkpointed")
     } else {
-      for obstacle in obstacles { Console.print("\(obstacle)") }
+      for obstacle in obstacles { Console.print("\(obstacle)".printable) }
     }
     if !obstacles.isEmpty { throw ExitCode(Failure.Kind.refused.rawValue) }
   }
@@ -48,11 +48,13 @@ struct CheckCommand: ParsableCommand {
     if common.json {
       try Console.print(json: PrintedSystem(ok: !missing, features: features))
     } else {
+      var table = Table(("", .left), ("FEATURE", .left), ("WHAT FOR, OR WHAT TO DO", .left))
       for feature in features {
-        let state = feature.works ? "ok     " : feature.isNeeded ? "MISSING" : "absent "
-        let name = feature.name + String(repeating: " ", count: max(1, 34 - feature.name.count))
-        Console.print("\(state)  \(name)\(feature.works ? feature.purpose : feature.remedy)")
+        table.add(
+          feature.works ? "ok" : feature.isNeeded ? "MISSING" : "absent", feature.name,
+          feature.works ? feature.purpose : "\(feature.purpose): \(feature.remedy)")
       }
+      for line in table.lines.dropFirst() { Console.print(line) }
     }
     if missing { throw ExitCode(Failure.Kind.noPermission.rawValue) }
   }

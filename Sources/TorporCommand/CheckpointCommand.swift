@@ -34,12 +34,12 @@ struct CheckpointCommand: ParsableCommand {
     if common.json {
       try Console.print(json: Printed(report, stopped: stop))
     } else {
-      let processes = report.processes == 1 ? "1 process" : "\(report.processes) processes"
-      let threads = report.threads == 1 ? "1 thread" : "\(report.threads) threads"
+      let stoodStill = stop ? "" : ", of which it stood still for \(Console.duration(report.frozenSeconds))"
       Console.error(
-        "\(stop ? "Saved and ended" : "Saved") \(report.program) (\(pid)): \(processes), \(threads), "
-          + "\(Console.size(report.bytes)) in \(Console.duration(report.seconds)), "
-          + "of which it stood still for \(Console.duration(report.frozenSeconds))")
+        "\(stop ? "Saved and ended" : "Saved") \(report.program.printable) (\(pid)): "
+          + "\(Console.count(report.processes, "process", "processes")), "
+          + "\(Console.count(report.threads, "thread", "threads")), "
+          + "\(Console.size(report.bytes)) in \(Console.duration(report.seconds))\(stoodStill)")
       Console.print(report.path)
     }
   }

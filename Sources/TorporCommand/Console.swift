@@ -70,10 +70,13 @@ enum Console {
   /// Runs a command's work; a failure becomes a line on standard error and the command's exit code.
   static func reporting<Value>(_ work: () throws(Failure) -> Value) throws -> Value {
     do { return try work() } catch {
-      Console.error("torpor: \(error)")
+      Console.error("torpor: \(error)".printable)
       throw ExitCode(error.kind.rawValue)
     }
   }
+
+  /// A number of things for people: `1 thread`, `3 threads`.
+  static func count(_ number: Int, _ one: String, _ many: String) -> String { "\(number) \(number == 1 ? one : many)" }
 
   /// A number of bytes for people: `1.4 GiB`.
   static func size(_ bytes: UInt64) -> String {
@@ -94,41 +97,5 @@ enum Console {
     if seconds < 1 { return "\(Int((seconds * 1000).rounded())) ms" }
     let tenths = Int((seconds * 10).rounded())
     return "\(tenths / 10).\(tenths % 10) s"
-  }
-}
-
-/// A bar on the terminal with rate and time left, for work that takes longer than a second.
-final class ProgressBar: @unchecked Sendable {
-  // Told from one thread at a time: the saver's or the verifier's.
-  private let start = Clock.monotonic()
-  private var last = 0.0
-  private var isShown = false
-  private let isEnabled: Bool
-
-  init(enabled: Bool) { isEnabled = enabled && isatty(2) == 1 }
-
-  var progress: Progress { Progress { [self] stage, done, total in show(stage, done, total) } }
-
-  private func show(_ stage: String, _ done: UInt64, _ total: UInt64) {
-    guard isEnabled else { return }
-    let now = Clock.monotonic()
-    guard now - start > 1, now - last > 0.1 else { return }
-    last = now
-    isShown = true
-    let rate = Double(done) / (now - start)
-    var line = "\r\(stage)  \(Console.size(done))"
-    if total > 0 {
-      let width = 30
-      let filled = min(width, Int(Double(done) / Double(total) * Double(width)))
-      let bar = String(repeating: "#", count: filled) + String(repeating: "-", count: width - filled)
-      let left = rate > 0 ? Double(total - min(done, total)) / rate : 0
-      line = "\r\(stage)  [\(bar)] \(Console.size(done)) of \(Console.size(total)), \(Console.duration(left)) left"
-    }
-    Console.write(line + ", \(Console.size(UInt64(rate)))/s\u{1b}[K", to: 2)
-  }
-
-  /// Takes the bar off the screen.
-  func finish() {
-    if isShown { Console.write("\r\u{1b}[K", to: 2) }
   }
 }

@@ -4,6 +4,8 @@ import SystemPackage
 import Tracing
 
 /// Tries out what Torpor needs of the kernel and of the user's rights.
+///
+/// Each is really tried, on this process or on a child that lives no longer than the trial.
 public enum Probes {
   public struct Feature: Encodable, Sendable {
     public var name: String
@@ -16,77 +18,162 @@ public enum Probes {
     public var remedy: String
   }
 
-  /// Each is really tried, on this process or on a child that lives no longer than the trial.
   public static func all() -> [Feature] {
     let child = try? BlankProcess.start(pid: nil, base: 0x10_0000)
-    defer {
-      if let child {
-        kill(child.thread.tid, SIGKILL)
-        child.thread.forget()
-        waitpid(child.thread.tid, nil, __WALL)
-      }
-    }
-    return [
+    defer { if let child { end(child) } }
+    return stopping(child) + looking(child) + restoring() + ifThere()
+  }
+
+  // MARK: To save
+
+  private static func stopping(_ child: BlankProcess?) -> [Feature] {
+    [
       feature(
-        "tracing (PTRACE_SEIZE)", child != nil, needed: true, "stopping a job",
-        "allow it: sysctl kernel.yama.ptrace_scope=0, or run torpor as root"),
+        "tracing a child", child != nil, "every call that is made inside of a process",
+        "allow ptrace(2) and executable memfds: kernel.yama.ptrace_scope below 3, vm.memfd_noexec below 2, no seccomp filter"),
       feature(
-        "vDSO with spare bytes", child.map(canBorrow) ?? false, needed: true, "asking a job about itself",
+        "tracing others", canTraceOthers(), "stopping a job that torpor has not started",
+        "set kernel.yama.ptrace_scope to 0, run torpor as root, or give it CAP_SYS_PTRACE"),
+      feature(
+        "restartable sequences", succeeds(child) { child throws(Errno) in _ = try child.restartableSequence() },
+        "threads that are stopped inside of one", "use Linux 5.13 or newer"),
+      feature(
+        "spare bytes in the vDSO", child.map(canBorrow) ?? false, "asking a process about itself",
         "boot without vdso=0"),
       feature(
-        "choice of process IDs (clone3)", canChoosePID(), needed: true, "restoring under the old IDs",
-        "run torpor as root, or give it CAP_CHECKPOINT_RESTORE"),
-      feature(
-        "comparing objects (kcmp)", works { () throws(Errno) in _ = try compareFiles(getpid(), 0, getpid(), 0) },
-        needed: true, "keeping shared files shared", "use a kernel with CONFIG_KCMP"),
-      feature(
-        "copying descriptors (pidfd_getfd)",
-        works { () throws(Errno) in
-          let process = try openProcess(getpid())
-          _ = try copyDescriptor(process.number, from: process)
-        }, needed: true, "reading pipes and sockets", "use Linux 5.6 or newer"),
-      feature(
-        "finding pages (PAGEMAP_SCAN)",
-        works { () throws(Errno) in
-          let scan = try PageScan(ProcDirectory(getpid()))
-          try scan.forEachOwnRun(in: AddressRange(0x1000, 0x2000)) { _, _ in }
-        }, needed: true, "saving memory", "use Linux 6.7 or newer"),
-      feature(
-        "children in /proc", (try? fileStatus("/proc/self/task/\(getpid())/children")) != nil, needed: true,
+        "children in /proc", (try? fileStatus("/proc/self/task/\(getpid())/children")) != nil,
         "finding the processes of a job", "use a kernel with CONFIG_PROC_CHILDREN"),
-      feature(
-        "mapped files in /proc (map_files)", (try? fileStatus("/proc/self/map_files")) != nil, needed: false,
-        "knowing how mapped files were opened", "run torpor as root"),
-      feature(
-        "cgroup freezer", freezer() != nil, needed: false, freezer() ?? "", "a job is then stopped thread by thread"),
-      feature(
-        "time namespaces", (try? readLink("/proc/self/ns/time")) != nil, needed: false,
-        "clocks that never go back", "clocks jump at a restore after a reboot"),
     ]
   }
 
-  private static func feature(
-    _ name: String, _ works: Bool, needed: Bool, _ purpose: String, _ remedy: String
-  ) -> Feature {
-    Feature(name: name, works: works, isNeeded: needed, purpose: purpose, remedy: remedy)
+  private static func looking(_ child: BlankProcess?) -> [Feature] {
+    [
+      feature(
+        "process_vm_readv", child.map(canReadMemory) ?? false, "reading the memory of a job",
+        "use a kernel with CONFIG_CROSS_MEMORY_ATTACH"),
+      feature(
+        "PAGEMAP_SCAN",
+        succeeds { () throws(Errno) in
+          try PageScan(ProcDirectory(getpid())).forEachOwnRun(in: AddressRange(0x1000, 0x2000)) { _, _ in }
+        }, "finding the pages that have content", "use Linux 6.7 or newer"),
+      feature(
+        "kcmp", succeeds { () throws(Errno) in _ = try compareFiles(getpid(), 0, getpid(), 0) },
+        "telling a shared file from one opened twice", "use a kernel with CONFIG_KCMP"),
+      feature(
+        "pidfd_getfd",
+        succeeds { () throws(Errno) in
+          let process = try openProcess(getpid())
+          _ = try copyDescriptor(process.number, from: process)
+        }, "reading pipes, sockets and terminals", "use Linux 5.6 or newer"),
+    ]
   }
 
-  private static func works(_ trial: () throws(Errno) -> Void) -> Bool {
+  // MARK: To restore
+
+  private static func restoring() -> [Feature] {
+    [
+      feature(
+        "choosing process IDs", canChoosePID(), "restoring under the old ones",
+        "run torpor as root, or give it CAP_CHECKPOINT_RESTORE"),
+      feature(
+        "PR_SET_MM_MAP",
+        succeeds { () throws(Errno) in
+          var size: UInt32 = 0
+          try withUnsafeMutablePointer(to: &size) { size throws(Errno) in
+            _ = try systemCall(Int32(SYS_prctl), 35 /* PR_SET_MM */, 15 /* PR_SET_MM_MAP_SIZE */, Int(bitPattern: size))
+          }
+        }, "restoring heap, arguments and environment", "use a kernel with CONFIG_CHECKPOINT_RESTORE"),
+    ]
+  }
+
+  // MARK: Good to have
+
+  private static func ifThere() -> [Feature] {
+    let freezer = freezer()
+    return [
+      optional(
+        "map_files", canReadMappedFile(), "finding mapped files that others hide or have removed",
+        "run torpor as root, or give it CAP_CHECKPOINT_RESTORE"),
+      optional(
+        "cgroup freezer", freezer != nil, "stopping a container at once" + (freezer.map { " (\($0))" } ?? ""),
+        "mount one; without it jobs are stopped thread by thread"),
+      optional(
+        "other users' jobs", has(capabilities: [6, 7]) /* CAP_SETGID, CAP_SETUID */, "restoring them as they were",
+        "run torpor as root, or restore jobs of your own only"),
+      optional(
+        "raising limits", has(capabilities: [24]) /* CAP_SYS_RESOURCE */, "giving a job hard limits above those that torpor has",
+        "raise those of torpor, or give it CAP_SYS_RESOURCE"),
+      optional(
+        "time namespaces", (try? readLink("/proc/self/ns/time")) != nil, "clocks that do not go back after a reboot",
+        "use a kernel with CONFIG_TIME_NS"),
+      optional(
+        "tracking of writes", canTrackWrites(), "images of what has changed, in a later version",
+        "use Linux 6.7 or newer"),
+    ]
+  }
+
+  private static func feature(_ name: String, _ works: Bool, _ purpose: String, _ remedy: String) -> Feature {
+    Feature(name: name, works: works, isNeeded: true, purpose: purpose, remedy: remedy)
+  }
+
+  private static func optional(_ name: String, _ works: Bool, _ purpose: String, _ remedy: String) -> Feature {
+    Feature(name: name, works: works, isNeeded: false, purpose: purpose, remedy: remedy)
+  }
+}
+
+// MARK: - The trials
+
+extension Probes {
+  private static func succeeds(_ trial: () throws(Errno) -> Void) -> Bool {
     do { try trial() } catch { return false }
     return true
+  }
+
+  private static func succeeds(_ child: BlankProcess?, _ trial: (borrowing Tracee) throws(Errno) -> Void) -> Bool {
+    guard let child else { return false }
+    return succeeds { () throws(Errno) in try child.thread.with(trial) }
+  }
+
+  /// Yama lets only parents trace, or only those with a capability, or nobody.
+  private static func canTraceOthers() -> Bool {
+    guard let text = try? readWholeFile("/proc/sys/kernel/yama/ptrace_scope"), let digit = text.first else { return true }
+    return digit == UInt8(ascii: "0") || digit < UInt8(ascii: "3") && has(capabilities: [19]) /* CAP_SYS_PTRACE */
+  }
+
+  private static func has(capabilities: [UInt64]) -> Bool {
+    guard let proc = try? ProcDirectory(getpid()), let status = try? TaskStatus(of: proc) else { return false }
+    return capabilities.allSatisfy { status.effectiveCapabilities >> $0 & 1 == 1 }
   }
 
   private static func canBorrow(_ child: BlankProcess) -> Bool {
     // The child still stands inside of its execve; one program takes it out.
     var program = SyscallProgram()
     program.call(Int32(SYS_getpid))
-    guard (try? child.thread.run(program, in: child.layout.mainSeat)) != nil, let proc = try? ProcDirectory(child.thread.tid), let memory = try? proc.open("mem", O_RDWR),
+    guard (try? child.thread.run(program, in: child.layout.mainSeat)) != nil,
+      let proc = try? ProcDirectory(child.thread.tid), let memory = try? proc.open("mem", O_RDWR),
       let areas = try? readMemoryMap(of: proc, withFlags: false),
       let vdso = areas.first(where: { $0.name == "[vdso]" }),
       let workspace = try? BorrowedWorkspace(
         thread: child.thread, memory: memory, vdso: vdso.range, seats: 1, seatSize: 4096)
     else { return false }
     return (try? workspace.remove()) != nil
+  }
+
+  private static func canReadMemory(_ child: BlankProcess) -> Bool {
+    var bytes = [UInt8](repeating: 0, count: 16)
+    return succeeds { () throws(Errno) in
+      try bytes.withMutableBytes { bytes throws(Errno) in
+        try readMemory(of: child.thread.tid, at: child.layout.interpreter, into: bytes)
+      }
+    }
+  }
+
+  private static func canReadMappedFile() -> Bool {
+    guard let proc = try? ProcDirectory(getpid()), let areas = try? readMemoryMap(of: proc, withFlags: false),
+      let area = areas.first(where: { $0.name.hasPrefix("/") })
+    else { return false }
+    let name = String(area.range.start, radix: 16) + "-" + String(area.range.end, radix: 16)
+    return (try? readLink("/proc/self/map_files/\(name)")) != nil
   }
 
   /// A PID that is surely free: one that a child had a moment ago.
@@ -103,6 +190,22 @@ public enum Probes {
     kill(process.thread.tid, SIGKILL)
     process.thread.forget()
     waitpid(process.thread.tid, nil, __WALL)
+  }
+
+  /// userfaultfd(2) with write protection that needs no answers. (UFFD_FEATURE_WP_ASYNC)
+  private static func canTrackWrites() -> Bool {
+    guard let number = try? systemCall(Int32(SYS_userfaultfd), Int(O_CLOEXEC) | 1 /* UFFD_USER_MODE_ONLY */) else {
+      return false
+    }
+    let descriptor = Descriptor(owning: Int32(number))
+    // struct uffdio_api: version, features, what is possible.
+    var api: [UInt64] = [0xaa, 1 << 15, 0]
+    return succeeds { () throws(Errno) in
+      try api.withMutableBytes { bytes throws(Errno) in
+        _ = try systemCall(
+          Int32(SYS_ioctl), Int(descriptor.number), 0xc018_aa3f /* UFFDIO_API */, Int(bitPattern: bytes.baseAddress))
+      }
+    }
   }
 
   private static func freezer() -> String? {

@@ -21,8 +21,8 @@ public final class SavedFiles {
   var terminals = SavedTerminals()
   var eventPolls = SavedEventPolls()
   var locks = SavedLocks()
-  var sharedMemory = SavedSharedMemory()
   var ghosts = SavedGhosts()
+  var sharedMemory = SavedSharedMemory()
 
   public init() {}
 
@@ -109,8 +109,8 @@ public final class SavedFiles {
     try pipes.write(to: image)
     try terminals.write(to: image)
     try locks.write(to: image)
-    try sharedMemory.write(to: image)
     try ghosts.write(to: image)
+    try sharedMemory.write(to: image)
     for entry in eventPolls.entries { entries.append(entry) }
     if !entries.isEmpty { try image.write(.files, all: entries) }
   }

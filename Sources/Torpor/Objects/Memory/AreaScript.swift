@@ -93,10 +93,11 @@ enum AreaScript {
   /// Reads of all pages, each into many places at once. preadv(2)
   private static func fill(_ space: AddressSpace, file: Int32, into script: inout Script) {
     var reads = Reads(file: file)
+    let vdso = space.vdso
     for run in space.pages.runs {
       // The kernel's own vDSO is used; its pages are in the image for readers that look at its symbols. A run may hold
       // more than it.
-      guard let vdso = space.vdso, run.overlaps(vdso) else {
+      guard let vdso, run.overlaps(vdso) else {
         reads.add(run, &script)
         continue
       }
