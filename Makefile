@@ -14,7 +14,7 @@ SOURCES = $(shell find Sources Tests -name '*.swift' -not -name '*.pb.swift') Pa
 bindir := $(DESTDIR)$(PREFIX)/bin
 datadir := $(DESTDIR)$(PREFIX)/share
 
-.PHONY: all build demo test victims bench install uninstall format lint clean
+.PHONY: all build demo test victims bench install uninstall format lint messages clean
 
 all: build
 
@@ -59,6 +59,12 @@ format:
 
 lint:
 	$(SWIFT) format lint --strict --parallel $(SOURCES)
+
+# After a change of the protobuf definitions; needs protoc, and protoc-gen-swift of swift-protobuf 1.39.0 in PATH.
+MESSAGES := Sources/Images/Messages
+messages:
+	protoc --proto_path=$(MESSAGES) --swift_opt=Visibility=Public --swift_opt=FileNaming=DropPath \
+	  --swift_out=$(MESSAGES) $(MESSAGES)/*.proto
 
 clean:
 	rm -rf .build

@@ -51,8 +51,10 @@ public final class ControlledThread {
 
   /// Runs `body` with the tracee. A thread that has been released has none left: that is a mistake of ours.
   public func with<Value>(_ body: (borrowing Tracee) throws(Errno) -> Value) throws(Errno) -> Value {
-    guard tracee != nil else { throw .noSuchProcess }
-    return try body(tracee!)
+    switch tracee {
+    case .some(let tracee): return try body(tracee)
+    case .none: throw .noSuchProcess
+    }
   }
 
   // MARK: Programs

@@ -152,7 +152,10 @@ private final class ThreadStop {
   }
 
   func interrupt() throws(Errno) {
-    if tracee != nil { try tracee!.interrupt() }
+    switch tracee {
+    case .some(let tracee): try tracee.interrupt()
+    case .none: break
+    }
   }
 
   /// Waits until the thread stands; nil if it has ended instead.
@@ -235,8 +238,10 @@ private final class ThreadStop {
     var naps = 0
     while true {
       do throws(Errno) {
-        guard tracee != nil else { return .exited(0) }
-        if let stop = try tracee!.poll() { return stop }
+        switch tracee {
+        case .some(let tracee): if let stop = try tracee.poll() { return stop }
+        case .none: return .exited(0)
+        }
       } catch .noChildProcess { return .exited(0) } catch {
         throw Failure("Cannot stop thread \(tid) of \(process.label)", error)
       }
