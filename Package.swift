@@ -1,9 +1,15 @@
 // swift-tools-version: 6.1
 import PackageDescription
 
-let settings: [SwiftSetting] = [
+let plainSettings: [SwiftSetting] = [
   .swiftLanguageMode(.v6),
   .enableExperimentalFeature("Lifetimes"),
+]
+
+let settings: [SwiftSetting] = plainSettings + [
+  // CLinux needs glibc's extensions, and with them some structures look different: every C module that is imported
+  // beside it must see them the same way.
+  .unsafeFlags(["-Xcc", "-D_GNU_SOURCE"]),
 ]
 
 let protoFiles = [
@@ -56,6 +62,6 @@ let package = Package(
     .testTarget(name: "TorporTests", dependencies: ["Torpor", "Images", "Tracing", "Linux", "CLinux"], swiftSettings: settings),
     .target(name: "CVictims", path: "Tests/CVictims"),
     .testTarget(
-      name: "IntegrationTests", dependencies: ["CVictims", "TorporCommand"], swiftSettings: settings),
+      name: "IntegrationTests", dependencies: ["CVictims", "TorporCommand"], swiftSettings: plainSettings),
   ]
 )
