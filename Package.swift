@@ -56,10 +56,10 @@ let package = Package(
         "Torpor", "Linux", "CLinux", .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
-    .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: settings),
+    .testTarget(name: "LinuxTests", dependencies: ["Linux", "CLinux"], swiftSettings: settings),
     .testTarget(name: "TracingTests", dependencies: ["Tracing", "Linux", "CLinux"], swiftSettings: settings),
     .testTarget(name: "ImagesTests", dependencies: ["Images"], swiftSettings: settings),
-    .testTarget(name: "TorporTests", dependencies: ["Torpor", "Images", "Linux", "CLinux"], swiftSettings: settings),
+    .testTarget(name: "TorporTests", dependencies: ["Torpor", "Images", "Tracing", "Linux", "CLinux"], swiftSettings: settings),
     .target(name: "CVictims", path: "Tests/CVictims"),
     .testTarget(
       name: "IntegrationTests", dependencies: ["CVictims", "TorporCommand"], swiftSettings: plainSettings),

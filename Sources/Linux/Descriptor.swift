@@ -84,6 +84,15 @@ public struct Descriptor: ~Copyable, Sendable {
   /// fsync(2): what was written is on disk when this returns.
   public func synchronize() throws(Errno) { try systemCall(SYS_fsync, Int(number)) }
 
+  /// Has reads and writes go past the page cache, or not. O_DIRECT of open(2)
+  ///
+  /// - Returns: whether it is as wanted now; not every file system can.
+  public func setDirect(_ isDirect: Bool) -> Bool {
+    guard let flags = try? systemCall(SYS_fcntl, Int(number), Int(F_GETFL)) else { return false }
+    let wanted = isDirect ? flags | Int(O_DIRECT) : flags & ~Int(O_DIRECT)
+    return (try? systemCall(SYS_fcntl, Int(number), Int(F_SETFL), wanted)) != nil
+  }
+
   /// dup3(2) to a free number, with FD_CLOEXEC.
   public func duplicate() throws(Errno) -> Descriptor {
     Descriptor(owning: Int32(try systemCall(SYS_fcntl, Int(number), Int(F_DUPFD_CLOEXEC), 0)))

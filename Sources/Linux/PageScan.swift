@@ -61,14 +61,13 @@ public struct PageScan: ~Copyable {
       for index in 0..<count {
         // The kernel fills its answer in pieces of its own, and where one of them ends with the walk it gives the last
         // region twice.
-        var region = regions[index]
-        region.start = max(region.start, pending.run.end)
+        let region = AddressRange(max(regions[index].start, pending.run.end), regions[index].end)
         if region.start >= region.end { continue }
-        if region.start == pending.run.end, region.categories == pending.categories {
+        if region.start == pending.run.end, regions[index].categories == pending.categories {
           pending.run.end = region.end
         } else {
           flush()
-          pending = (AddressRange(region.start, region.end), region.categories)
+          pending = (region, regions[index].categories)
         }
       }
       guard argument.walk_end > argument.start else { break }

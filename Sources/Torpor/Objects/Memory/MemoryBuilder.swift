@@ -17,36 +17,37 @@ extension MemoryRoom {
       guard let memory = process.memory, let space = process.space else { continue }
       let hand = MappingHand(memory, space)
       try hand.deal(to: process, &cache, restoring)
-      scripts.append((process, AreaScript.make(memory, space, hand, parked: restoring.parkedVDSO)))
+      let script = AreaScript.make(memory, space, hand, parked: restoring.parkedVDSO)
+      // It goes to work while the next one is dealt its files.
+      try start(script, 0, process, restoring)
+      scripts.append((process, script))
     }
-    try runTogether(scripts, restoring)
+    let rounds = scripts.map(\.script.programs.count).max() ?? 0
+    for round in 0..<rounds {
+      for (process, script) in scripts { try finish(script, round, process) }
+      for (process, script) in scripts { try start(script, round + 1, process, restoring) }
+    }
     try shared.sealAll()
     try verifier.wait()
   }
 
-  /// Runs scripts side by side, one program of each at a time.
-  private static func runTogether(
-    _ scripts: [(process: RestoredProcess, script: Script)], _ restoring: Restoring
+  /// Starts program number `index` of `script`, if there is one.
+  private static func start(
+    _ script: Script, _ index: Int, _ process: RestoredProcess, _ restoring: Restoring
   ) throws(Failure) {
-    let rounds = scripts.map(\.script.programs.count).max() ?? 0
-    for round in 0..<rounds {
-      for (process, script) in scripts where round < script.programs.count {
-        let program = script.programs[round]
-        guard !program.isEmpty, let leader = process.leader else { continue }
-        try attempt("Cannot restore \(process.label)") { () throws(Errno) in
-          try leader.start(program, in: restoring.layout.mainSeat)
-        }
-      }
-      for (process, script) in scripts where round < script.programs.count {
-        let program = script.programs[round]
-        guard !program.isEmpty, let leader = process.leader else { continue }
-        let results: Results
-        do throws(Failure) { results = try leader.finish() } catch {
-          throw Failure(error.kind, "Cannot restore the memory of \(process.label)", why: error.why, advice: error.advice)
-        }
-        try checkReads(program, results, process)
-      }
+    guard index < script.programs.count, !script.programs[index].isEmpty, let leader = process.leader else { return }
+    try attempt("Cannot restore \(process.label)") { () throws(Errno) in
+      try leader.start(script.programs[index], in: restoring.layout.mainSeat)
     }
+  }
+
+  private static func finish(_ script: Script, _ index: Int, _ process: RestoredProcess) throws(Failure) {
+    guard let leader = process.leader, leader.isRunning else { return }
+    let results: Results
+    do throws(Failure) { results = try leader.finish() } catch {
+      throw Failure(error.kind, "Cannot restore the memory of \(process.label)", why: error.why, advice: error.advice)
+    }
+    try checkReads(script.programs[index], results, process)
   }
 
   /// Every read must have given all that was asked for.

@@ -5,35 +5,38 @@ import SystemPackage
 
 /// Writes pages into the image, each process's and each shared segment's into a file of its own.
 ///
-/// They go from their source into one of a few fixed buffers in large vectors. A second thread digests and writes what is
-/// in the others meanwhile.
+/// They go from their source into one of a few fixed buffers in large vectors, and are digested there while the cache has
+/// them. Other threads write what is in the rest of the buffers meanwhile.
 final class PageSaver {
   let image: ImageWriter
   private let progress: Progress
-  private let worker = Worker()
+  /// Made when there is work for them.
+  private var workers: [Worker] = []
   private let buffers: [UnsafeMutableRawBufferPointer]
   /// For each buffer the last piece of work with it.
-  private var pieces: [Int]
+  private var pieces: [(worker: Int, number: Int)?]
   private var next = 0
-  private var files: [PagesFile] = []
   private var total: UInt64 = 0
   private var expected: UInt64 = 0
   private var batch: [PageRun] = []
 
   private static let bufferSize = 4 << 20
+  private static let bufferCount = 4
+  /// What one thread writes as fast as two.
+  private static let smallBatch = 512 << 10
   /// Most entries of a vector. (UIO_MAXIOV)
   private static let longestVector = 1024
 
   init(_ image: ImageWriter, _ progress: Progress) throws(Failure) {
     self.image = image
     self.progress = progress
-    buffers = (0..<3).map { _ in .allocate(byteCount: Self.bufferSize, alignment: 4096) }
-    pieces = [Int](repeating: 0, count: buffers.count)
+    buffers = (0..<Self.bufferCount).map { _ in .allocate(byteCount: Self.bufferSize, alignment: 2 << 20) }
+    pieces = [(worker: Int, number: Int)?](repeating: nil, count: buffers.count)
     batch.reserveCapacity(Self.longestVector)
   }
 
   deinit {
-    try? worker.wait()
+    for worker in workers { try? worker.wait() }
     for buffer in buffers { buffer.deallocate() }
   }
 
@@ -43,15 +46,15 @@ final class PageSaver {
   func expect(_ bytes: UInt64) throws(Failure) {
     expected = bytes
     try image.checkRoom(for: bytes)
+    guard bytes >= PagesFile.large else { return }
+    for buffer in buffers { madvise(buffer.baseAddress, buffer.count, MADV_HUGEPAGE) }
   }
 
   /// Waits until everything is written.
   ///
   /// - Returns: how many bytes of pages that was.
   func finish() throws(Failure) -> UInt64 {
-    try worker.wait()
-    for file in files { image.record(file.name, size: file.size, digest: file.digest) }
-    files = []
+    for worker in workers { try worker.wait() }
     return total
   }
 
@@ -62,8 +65,8 @@ final class PageSaver {
   ) throws(Failure) {
     try writePageMap(runs, kind, id, pagesID)
     let name = ImageKind.pagesFileName(pagesID)
-    let file = PagesFile(try image.create(name), name: name, path: image.path)
-    files.append(file)
+    let file = PagesFile(try image.create(name), path: "\(image.path)/\(name)")
+    try file.reserve(runs.reduce(0) { $0 + $1.range.count })
     var count = 0
     for run in runs {
       var start = run.range.start
@@ -78,7 +81,7 @@ final class PageSaver {
       }
     }
     try flush(&count, source, file, what())
-    worker.submit { () throws(Failure) in file.close() }
+    image.record(name, size: file.size, digest: file.digest.text())
   }
 
   private func writePageMap(_ runs: [PageRun], _ kind: ImageKind, _ id: UInt64, _ pagesID: UInt32) throws(Failure) {
@@ -94,70 +97,88 @@ final class PageSaver {
     try image.write(kind, id, head: PagemapHead.with { $0.pagesID = pagesID }, all: entries)
   }
 
-  /// Reads the batch and gives it to the worker.
+  /// Reads the batch, and writes it or has it written.
   private func flush(
     _ count: inout Int, _ source: any PageSource, _ file: PagesFile, _ what: @autoclosure () -> String
   ) throws(Failure) {
     guard count > 0 else { return }
     let index = next
     next = (next + 1) % buffers.count
-    try worker.wait(for: pieces[index])
+    if let piece = pieces[index] { try workers[piece.worker].wait(for: piece.number) }
     let content = UnsafeMutableRawBufferPointer(rebasing: buffers[index][0..<count])
     try attempt(what()) { () throws(Errno) in try source.read(batch, into: content) }
-    let bytes = Bytes(UnsafeRawBufferPointer(content))
-    pieces[index] = worker.submit { () throws(Failure) in try file.append(bytes.buffer) }
+    let bytes = UnsafeRawBufferPointer(content)
+    file.digest.update(bytes)
+    let offset = file.size
+    file.size += UInt64(count)
+    if offset == 0, count <= Self.smallBatch {
+      // Most of a small process: to wake another thread would cost more than the work.
+      try file.write(bytes, at: offset)
+    } else {
+      // Writes through the page cache to one file wait for each other.
+      let worker = file.isDirect ? index % 2 : 0
+      while workers.count <= worker { workers.append(Worker()) }
+      let piece = Piece(file: file, bytes: bytes, offset: offset)
+      pieces[index] = (worker, workers[worker].submit { () throws(Failure) in try piece.write() })
+    }
     total += UInt64(count)
     progress.update("memory", total, of: expected)
     count = 0
     batch.removeAll(keepingCapacity: true)
   }
 
-  /// A buffer that one thread fills and another reads; the worker's counters keep them apart.
-  private struct Bytes: @unchecked Sendable {
-    let buffer: UnsafeRawBufferPointer
-    init(_ buffer: UnsafeRawBufferPointer) { self.buffer = buffer }
+  /// A buffer that one thread fills and another writes; the worker's counters keep them apart.
+  private struct Piece: @unchecked Sendable {
+    let file: PagesFile
+    let bytes: UnsafeRawBufferPointer
+    let offset: UInt64
+
+    func write() throws(Failure) { try file.write(bytes, at: offset) }
   }
 }
 
-/// One pages file. Only the worker touches it while there is work, only the saver when there is none.
-private final class PagesFile: @unchecked Sendable {
-  let name: String
+/// One pages file; closed when its last piece is written. Size and digest are the saver's own, for what it has read.
+private final class PagesFile {
+  private let file: Descriptor
   private let path: String
-  private var number: Int32
-  private var state = Digest()
-  private(set) var size: UInt64 = 0
-  private(set) var digest = ""
-  private var started: UInt64 = 0
+  var size: UInt64 = 0
+  var digest = Digest()
+  /// Whether it goes to the disk without a stay in the page cache.
+  private(set) var isDirect = false
+  private var isLarge = false
 
-  /// Start writing to disk after so many bytes, for the commit waits for the disk.
-  private static let writeBack = 32 << 20
+  /// From here on it pays to write past the page cache: that costs neither the copy nor fresh memory, nor does it push the
+  /// data of others out.
+  static let large: UInt64 = 32 << 20
 
-  init(_ file: consuming Descriptor, name: String, path: String) {
-    number = file.release()
-    self.name = name
+  init(_ file: consuming Descriptor, path: String) {
+    self.file = file
     self.path = path
   }
 
-  deinit { close() }
+  private static let advice = "free some space or choose another place with --output"
 
-  func append(_ bytes: UnsafeRawBufferPointer) throws(Failure) {
-    state.update(bytes)
-    try attempt("Cannot write \(path)/\(name)", advice: "free some space or choose another place with --output") {
-      () throws(Errno) in try Descriptor.write(bytes, to: number)
+  /// Prepares for a file of `bytes`.
+  func reserve(_ bytes: UInt64) throws(Failure) {
+    isLarge = bytes >= Self.large
+    guard isLarge else { return }
+    // File systems that cannot reserve room say so. What can be written within the file, more than one may write.
+    if fallocate(file.number, 0, 0, Int(bytes)) != 0, clinux_errno() == ENOSPC {
+      throw Failure("Cannot write \(path)", .noSpace, advice: Self.advice)
     }
-    size += UInt64(bytes.count)
-    if size - started >= UInt64(Self.writeBack) {
-      // Only starts it; whether it succeeds, the commit's syncfs tells.
-      _ = sync_file_range(number, Int(started), Int(size - started), UInt32(SYNC_FILE_RANGE_WRITE))
-      started = size
-    }
+    isDirect = file.setDirect(true)
   }
 
-  func close() {
-    guard number >= 0 else { return }
-    digest = state.text()
-    CLinux.close(number)
-    number = -1
+  func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(Failure) {
+    try attempt("Cannot write \(path)", advice: Self.advice) { () throws(Errno) in
+      do throws(Errno) { try file.write(bytes, at: Int(offset)) } catch {
+        // Some file systems find out only now that they cannot.
+        guard error == .invalidArgument, isDirect, file.setDirect(false) else { throw error }
+        try file.write(bytes, at: Int(offset))
+      }
+    }
+    // Only starts it; whether it succeeds, the commit's syncfs tells.
+    if isLarge, !isDirect { _ = sync_file_range(file.number, Int(offset), bytes.count, UInt32(SYNC_FILE_RANGE_WRITE)) }
   }
 }
 

@@ -44,7 +44,7 @@ final class ProcessPages: PageSource {
         iovec(iov_base: UnsafeMutableRawPointer(bitPattern: UInt(run.range.start)), iov_len: Int(run.range.count)))
     }
     var local = iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
-    let result = process_vm_readv(process.pid, &local, 1, &remote, UInt(remote.count), 0)
+    let result = process_vm_readv(process.witness, &local, 1, &remote, UInt(remote.count), 0)
     if result == buffer.count { return }
     // Something in it resists; one by one, and with more force.
     var offset = 0

@@ -66,7 +66,8 @@ struct SavedSharedMemory {
     if let id = known[identity] { return id }
     let id = UInt32(segments.count + 1)
     let seals = try attempt("Cannot look at \(name) of \(process.label)") { () throws(Errno) in
-      try systemCall(Int32(SYS_fcntl), Int(process.proc.open(link).number), 1034 /* F_GET_SEALS */)
+      let file = try process.proc.open(link)
+      return try systemCall(Int32(SYS_fcntl), Int(file.number), 1034 /* F_GET_SEALS */)
     }
     let entry = MemfdInodeEntry.with {
       $0.name = SharedMemory.name(name)
