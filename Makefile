@@ -32,7 +32,7 @@ victims:
 # The tests drive the command as it is shipped.
 test: build victims
 	$(SWIFT) build --build-tests
-	TORPOR_BINARY=$(CURDIR)/$(TORPOR) $(SWIFT) test --skip-build
+	@SWIFT=$(SWIFT) Scripts/test $(CURDIR)/$(TORPOR)
 
 # Times and sizes, beside CRIU where there is one ($$CRIU or in PATH).
 bench: build
