@@ -47,6 +47,8 @@ import Testing
         "redis-server", ["--port", "\(port)", "--save", "", "--dir", workspace.path, "--loglevel", "warning"], in: workspace)
       func ask(_ words: String...) async throws -> String {
         let run = try await workspace.run("redis-cli", ["-p", "\(port)"] + words)
+        // The server closes its end a moment after the client has gone.
+        #expect(await eventually { !FreePort.isConnected(port) })
         return run.output.trimmingSpaces()
       }
       var answer = ""
