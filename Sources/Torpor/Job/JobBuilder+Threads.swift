@@ -35,7 +35,10 @@ extension JobBuilder {
   /// Handlers, limits, credentials, names, timers, waiting signals.
   ///
   /// Stopped processes are finished first, children before their parents, and stand in their stop from then on.
+  ///
+  /// Before that, the root of a detached job comes to its new parent: a process can ask for a signal when its parent ends.
   func giveTaskState() throws(Failure) {
+    try attempt("Cannot leave the job to the reaper of orphans") { () throws(Errno) in try foster?.release() }
     for process in living.reversed() where process.isStopped {
       try giveTaskState([process])
       try takeInterpreterAway([process])
@@ -228,5 +231,6 @@ extension JobBuilder {
       for tid in process.entry.threads.dropFirst() { waitpid(ProcessID(bitPattern: tid), nil, __WALL) }
       waitpid(process.pid, nil, __WALL)
     }
+    foster = nil
   }
 }

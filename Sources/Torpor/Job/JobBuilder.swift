@@ -9,6 +9,8 @@ final class JobBuilder {
   let restoring: Restoring
   let options: RestoreOptions
   var own = CredsEntry()
+  /// The root's parent while a detached job is being built.
+  var foster: FosterParent?
 
   init(_ restoring: Restoring, _ options: RestoreOptions) {
     self.restoring = restoring
@@ -55,10 +57,11 @@ final class JobBuilder {
   private func bearRoot() throws(Failure) {
     let root = processes[0]
     let blank: BlankProcess
-    do { blank = try BlankProcess.start(pid: root.pid, base: layout.base) } catch {
+    do { blank = try BlankProcess.start(pid: root.pid, base: layout.base, fostered: options.detach) } catch {
       throw birthFailure(root.pid, error)
     }
     root.leader = blank.thread
+    foster = blank.foster
     restoring.parkedVDSO = try VDSO.park(root: blank.thread, layout: layout)
     let socket = UInt64(restoring.dealer.socketNumber)
     try run(root) { program in
