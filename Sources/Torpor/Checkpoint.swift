@@ -86,6 +86,7 @@ public enum Checkpoint {
 
   /// Children first, and those that job control has stopped before all others: no parent finds a child that is held.
   private static func letGo(_ job: Job) {
+    try? job.cage?.putBack()
     let order = Array(job.processes.reversed())
     for process in order.filter(\.isStopped) + order.filter({ !$0.isStopped }) {
       for thread in process.threads { try? thread.control.detach() }

@@ -87,7 +87,7 @@ public final class FosterParent {
 ///   - pid: the ID that the child shall have, or nil for any.
 ///   - life: what the child does. It makes system calls only, since other threads of ours may have held locks, and ends
 ///     with one that does not return.
-func cloneProcess(_ pid: ProcessID?, _ life: () -> Void) throws(Errno) -> ProcessID {
+public func cloneProcess(_ pid: ProcessID?, _ life: () -> Void) throws(Errno) -> ProcessID {
   var chosen = pid ?? 0
   var arguments = clinux_clone_args()
   arguments.exit_signal = UInt64(SIGCHLD)

@@ -7,6 +7,8 @@ import Tracing
 public final class Job {
   /// Parents before their children; the first is the root.
   public internal(set) var processes: [JobProcess] = []
+  /// The cgroup that holds it and nothing else, thawed again.
+  var cage: Cage?
 
   public init() {}
 
