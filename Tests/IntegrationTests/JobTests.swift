@@ -72,6 +72,14 @@ import Testing
     }
   }
 
+  @Test func aGroupOrASessionFallsApartThatHasOutlivedItsLeader() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("tasks", ["dead-leaders"], in: workspace)
+      try await victim.travel(generations: 3)
+      try await victim.finish()
+    }
+  }
+
   @Test func aThreadIsLostWhenTheFirstOneHasEnded() async throws {
     try await withWorkspace { workspace in
       let victim = try await Victim.start("tasks", ["leader-exit"], in: workspace)

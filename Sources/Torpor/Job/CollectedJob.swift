@@ -26,7 +26,7 @@ struct CollectedJob {
     try saving.files.finishCollecting(saving)
     do throws(BirthPlan.Obstacle) { _ = try BirthPlan(processes.map(\.kin)) } catch {
       if let process = saving.job.process(error.pid) {
-        saving.refuse(process, error.why, advice: "a later version of torpor will be able to; for now start the job anew")
+        saving.refuse(process, error.why, advice: "a later version of torpor will be able to")
       }
     }
   }

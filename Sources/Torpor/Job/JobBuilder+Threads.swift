@@ -221,13 +221,13 @@ extension JobBuilder {
 
   /// Leaves nothing behind.
   func killAll() {
-    for process in processes {
+    for process in processes + standIns {
       guard let leader = process.leader else { continue }
       kill(process.pid, SIGKILL)
       for thread in process.otherThreads { thread.forget() }
       leader.forget()
     }
-    for process in processes where process.leader != nil {
+    for process in processes + standIns where process.leader != nil {
       for tid in process.entry.threads.dropFirst() { waitpid(ProcessID(bitPattern: tid), nil, __WALL) }
       waitpid(process.pid, nil, __WALL)
     }
