@@ -107,6 +107,18 @@ import Testing
     }
   }
 
+  @Test func aSwiftProgramStopsCounting() async throws {
+    try await withWorkspace { workspace in
+      let source = workspace.file("counter.swift")
+      let program = workspace.file("counter")
+      try Files.write(source, text: Sources.swift)
+      let build = try await workspace.run("swiftc", ["-parse-as-library", "-o", program, source], limit: .seconds(240))
+      try #require(build.status == .code(0), "\(build)")
+      let victim = try Victim(program, [], in: workspace)
+      try await countLines(victim)
+    }
+  }
+
   /// The program prints `count N` with N rising by one each time, and goes on doing so through restores.
   private func countLines(_ victim: Victim) async throws {
     func last() -> Int { victim.report.last { $0.hasPrefix("count ") }.flatMap { Int($0.dropFirst(6)) } ?? 0 }

@@ -55,6 +55,34 @@ enum Sources {
     }
     """
 
+  /// Counts in one task while others compute.
+  static let swift = """
+    import Glibc
+
+    @main struct Counter {
+      static func main() async throws {
+        setvbuf(stdout, nil, Int32(_IOLBF), 0)
+        for seed in 0..<3 {
+          Task.detached {
+            var value = UInt64(seed)
+            while true {
+              for _ in 0..<10_000 { value = value &* 6364136223846793005 &+ 1442695040888963407 }
+              if value == 0 { print("never") }
+              await Task.yield()
+              try await Task.sleep(for: .milliseconds(1))
+            }
+          }
+        }
+        var count = 0
+        while true {
+          try await Task.sleep(for: .milliseconds(10))
+          count += 1
+          print("count \\(count)")
+        }
+      }
+    }
+    """
+
   static let java = """
     import java.util.concurrent.*;
 
