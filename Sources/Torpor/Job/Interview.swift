@@ -39,10 +39,11 @@ struct Interview {
   private(set) var processes: [ProcessID: ProcessAnswers] = [:]
   private(set) var threads: [ProcessID: ThreadAnswers] = [:]
 
+  /// - Parameter reading: must have come to a process before that is touched: nothing of ours is in it yet then.
   /// - Throws: where a process cannot be borrowed; every process is put back first.
-  static func hold(_ job: Job, _ log: Logger) throws(Failure) -> Interview {
+  static func hold(after reading: SecondReading) throws(Failure) -> Interview {
     var interview = Interview()
-    let living = job.living
+    let living = reading.processes
     for process in living {
       for thread in process.threads where !thread.isDead {
         try attempt("Cannot read the registers of thread \(thread.tid) of \(process.label)") { () throws(Errno) in
@@ -52,7 +53,10 @@ struct Interview {
     }
     var workspaces: [BorrowedWorkspace] = []
     do throws(Failure) {
-      for process in living { workspaces.append(try borrow(process)) }
+      for (index, process) in living.enumerated() {
+        try reading.wait(for: index)
+        workspaces.append(try borrow(process))
+      }
       FaultPoint.reach(.checkpointBorrowed)
       try interview.ask(living, workspaces)
     } catch {
