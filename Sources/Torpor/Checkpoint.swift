@@ -78,8 +78,10 @@ public enum Checkpoint {
   /// Looks at everything once, while the job stands still.
   private static func collect(_ saving: Saving) throws(Failure) -> CollectedJob {
     let job = saving.job
-    let interview = try Interview.hold(after: SecondReading(of: job.living))
+    let reading = SecondReading(of: job.living)
+    let interview = try Interview.hold(after: reading)
     saving.log.debug("asked \(job.threadCount) threads about themselves")
+    try reading.waitForAll()
     return try CollectedJob(saving, interview)
   }
 
@@ -103,48 +105,6 @@ public enum Checkpoint {
       // Its own threads report their end to us, their tracer, before the parent of the process can see it.
       for thread in process.threads where thread.tid != process.pid { waitpid(thread.tid, nil, __WALL) }
       waitpid(process.pid, nil, __WALL)
-    }
-  }
-}
-
-/// Reads of each process again, now that it stands still, what may have changed while it was being stopped.
-///
-/// Of many, a thread reads ahead while the first are being worked on already.
-final class SecondReading {
-  let processes: [JobProcess]
-  private var reader: Worker?
-  private var pieces: [Int] = []
-
-  init(of processes: [JobProcess]) {
-    self.processes = processes
-    guard processes.count > 1 else { return }
-    let reader = Worker()
-    for process in processes {
-      let task = Task(process: process)
-      pieces.append(reader.submit { () throws(Failure) in try task.process.readAgain() })
-    }
-    self.reader = reader
-  }
-
-  /// Waits until the process at this place has been read.
-  func wait(for index: Int) throws(Failure) {
-    if let reader { try reader.wait(for: pieces[index]) } else { try processes[index].readAgain() }
-  }
-
-  /// The reader has the process to itself until it has been waited for.
-  private struct Task: @unchecked Sendable {
-    let process: JobProcess
-  }
-}
-
-extension JobProcess {
-  fileprivate func readAgain() throws(Failure) {
-    try attempt("Cannot read the state of \(label)") { () throws(Errno) in
-      let name = statistics.command
-      statistics = try TaskStatistics(of: proc)
-      if witness != pid { statistics.command = name }
-      status = try TaskStatus(of: proc)
-      areas = try readMemoryMap(of: proc, withFlags: true)
     }
   }
 }

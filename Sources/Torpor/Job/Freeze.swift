@@ -77,16 +77,21 @@ struct Freezer {
   /// nil for a process that has ended and been reaped meanwhile.
   private func open(_ pid: ProcessID, parent: JobProcess?) throws(Failure) -> JobProcess? {
     do throws(Errno) {
-      let witness = try Suitability.livingThread(of: pid) ?? pid
-      let proc = try ProcDirectory(witness)
+      var proc = try ProcDirectory(pid)
       var statistics = try TaskStatistics(of: proc)
-      if witness != pid { statistics.command = try TaskStatistics(of: proc, "task/\(pid)/stat").command }
-      let status = try TaskStatus(of: proc)
+      if let witness = try Suitability.livingThread(of: proc, statistics) {
+        let name = statistics.command
+        proc = try ProcDirectory(witness)
+        statistics = try TaskStatistics(of: proc)
+        statistics.command = name
+      }
       let memory =
         statistics.state == "Z" ? Descriptor(owning: -1) : try proc.open("mem", O_RDWR)
+      let handle = try openProcess(proc.pid, isThread: proc.pid != pid)
+      // What lives is read when it stands still.
+      let status = statistics.state == "Z" ? try TaskStatus(of: proc) : TaskStatus()
       return JobProcess(
-        pid: pid, proc: proc, handle: try openProcess(witness, isThread: witness != pid), memory: memory,
-        statistics: statistics, status: status, parent: parent)
+        pid: pid, proc: proc, handle: handle, memory: memory, statistics: statistics, status: status, parent: parent)
     } catch .noSuchFileOrDirectory, .noSuchProcess {
       if parent == nil { throw Suitability.noSuchProcess(pid) }
       return nil

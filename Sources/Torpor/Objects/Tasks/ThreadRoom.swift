@@ -25,7 +25,9 @@ enum ThreadRoom {
   private static func threadCore(
     _ thread: JobThread, of process: JobProcess, _ answers: ThreadAnswers
   ) throws(Errno) -> ThreadCoreEntry {
-    let status = try TaskStatus(of: process.proc, "task/\(thread.tid)/status")
+    let status =
+      thread.tid == process.witness
+      ? process.status : try TaskStatus(of: process.proc, "task/\(thread.tid)/status")
     let scheduling = try scheduling(thread.tid)
     let robust = try robustList(thread.tid)
     var entry = ThreadCoreEntry()
