@@ -55,6 +55,15 @@ import Testing
     }
   }
 
+  @Test func timersStopOrTellTheWrongThread() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("timers", in: workspace)
+      // There is a signal on its way now and then.
+      try await victim.travel(generations: 2, Expectations(observe: false))
+      try await victim.finish()
+    }
+  }
+
   @Test func vectorRegistersComeBackWithOtherValues() async throws {
     try await withWorkspace { workspace in
       let victim = try await Victim.start("registers", in: workspace)

@@ -94,6 +94,9 @@ public enum Probes {
     let freezer = FreezableGroup.mounts().first
     return [
       optional(
+        "timers with chosen IDs", PosixTimerRoom.canChooseIDs, "restoring timers of timer_create(2)",
+        "use Linux 6.15 or newer"),
+      optional(
         "map_files", canReadMappedFile(), "finding mapped files that others hide or have removed",
         "run torpor as root, or give it CAP_CHECKPOINT_RESTORE"),
       optional(

@@ -89,9 +89,6 @@ struct CollectedJob {
     if process.status.seccompMode != 0 {
       saving.refuse(process, "it runs under a seccomp filter", advice: later)
     }
-    if let timers = try? process.proc.read("timers"), !timers.isEmpty {
-      saving.refuse(process, "it has POSIX timers (timer_create)", advice: later)
-    }
     for thread in process.threads where !thread.isDead && !thread.control.registers.is64Bit {
       saving.refuse(
         process, "thread \(thread.tid) runs 32-bit code", advice: "use a 64-bit build of the program")

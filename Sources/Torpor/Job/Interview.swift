@@ -16,6 +16,7 @@ public struct ProcessAnswers {
   public var actions: [clinux_sigaction] = []
   /// Real, virtual, profiling: interval seconds and microseconds, seconds and microseconds left.
   public var intervalTimers: [[UInt64]] = []
+  public var posixTimers: [PosixTimerEntry] = []
   /// In the order of the RLIMIT_ numbers: soft and hard, RLIM_INFINITY all ones.
   public var limits: [(soft: UInt64, hard: UInt64)] = []
 }
@@ -118,9 +119,21 @@ struct Interview {
       processes[process.pid] = processQuestions.answers(results)
       threads[thread.tid] = processQuestions.thread.answers(results)
     }
+    for (process, workspace) in zip(living, workspaces) { try askTimers(of: process, workspace) }
     FaultPoint.reach(.checkpointProgramEnded)
     for (process, workspace) in zip(living, workspaces) {
       try askThreads(of: process, workspace, threadQuestions)
+    }
+  }
+
+  private mutating func askTimers(of process: JobProcess, _ workspace: BorrowedWorkspace) throws(Failure) {
+    guard let thread = process.anyThread else { return }
+    var rest = process.timers[...]
+    while !rest.isEmpty {
+      let questions = PosixTimerRoom.Questions(rest.prefix(PosixTimerRoom.timersAtATime))
+      rest = rest.dropFirst(PosixTimerRoom.timersAtATime)
+      try start(questions.program, thread, process, workspace, seat: 0)
+      processes[process.pid]?.posixTimers += questions.answers(try thread.control.finish())
     }
   }
 

@@ -37,6 +37,8 @@ public final class JobProcess {
   public internal(set) var threads: [JobThread] = []
   /// Its address space, read while it stood still.
   public internal(set) var areas: [MemoryArea] = []
+  /// Its timers of timer_create(2).
+  var timers: [PosixTimer] = []
   /// What its descriptors look like from outside, where that has been read ahead.
   var descriptors: [DescriptorFacts]?
 

@@ -58,6 +58,7 @@ extension JobBuilder {
       let last = TaskRoom.lastCalls(
         process.cores[0].tc, process: process.pid, dumpable: process.memory?.dumpable)
       if !last.isEmpty { try leader.run(last, in: layout.mainSeat) }
+      for program in PosixTimerRoom.programs(process.cores[0].tc) { try leader.run(program, in: layout.mainSeat) }
       restoreScore(process)
     }
   }

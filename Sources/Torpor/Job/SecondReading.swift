@@ -44,6 +44,7 @@ extension JobProcess {
       if witness != pid { statistics.command = name }
       status = try TaskStatus(of: proc)
       areas = try readMemoryMap(of: proc, withFlags: true)
+      timers = PosixTimer.parse(try proc.read("timers"))
     }
   }
 
