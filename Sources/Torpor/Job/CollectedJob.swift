@@ -64,24 +64,8 @@ struct CollectedJob {
       if thread.tid == process.pid { core.tc = try TaskRoom.save(process, answers) }
       result.cores.append((thread.tid, core))
     }
-    result.extras = extras(process, result.memory, interview)
+    result.extras = try ExtrasRoom.save(process, result.memory, answers, interview)
     return result
-  }
-
-  /// What the other files have no room for.
-  private static func extras(_ process: JobProcess, _ memory: MmEntry, _ interview: Interview) -> TaskExtras {
-    var extras = TaskExtras()
-    if memory.mmSavedAuxv.count > MemoryRoom.longestAuxiliaryVector { extras.auxv = memory.mmSavedAuxv }
-    for thread in process.threads {
-      var entry = ThreadExtras()
-      if RegistersRoom.hasOtherComponents(thread.extendedState) { entry.xsave = Data(thread.extendedState) }
-      let slack = interview.threads[thread.tid]?.timerSlack ?? 0
-      if slack != ThreadRoom.usualTimerSlack { entry.timerSlackNs = slack }
-      guard entry != ThreadExtras() else { continue }
-      entry.tid = UInt32(thread.tid)
-      extras.threads.append(entry)
-    }
-    return extras
   }
 
   private static func refuseUnsupported(_ process: JobProcess, _ saving: Saving) {

@@ -55,11 +55,15 @@ extension JobBuilder {
       }
       try giveThreadState(process)
       guard let leader = process.leader else { continue }
-      let last = TaskRoom.lastCalls(
+      var last = TaskRoom.lastCalls(
         process.cores[0].tc, process: process.pid, dumpable: process.memory?.dumpable)
+      ExtrasRoom.restoreLast(process.extras, into: &last)
       if !last.isEmpty { try leader.run(last, in: layout.mainSeat) }
       for program in PosixTimerRoom.programs(process.cores[0].tc) { try leader.run(program, in: layout.mainSeat) }
       restoreScore(process)
+      try attempt("Cannot restore \(process.label): its core dump filter") { () throws(Errno) in
+        try ExtrasRoom.restoreFromOutside(process.extras, process.pid)
+      }
     }
   }
 
@@ -75,8 +79,8 @@ extension JobBuilder {
       let wave = threads[next..<min(next + BlankProcess.Layout.threadSeats, threads.count)]
       for (seat, (thread, core)) in wave.enumerated() {
         guard core.hasThreadInfo else { continue }
-        let slack = process.extras[thread.tid]?.timerSlackNs ?? 0
-        var program = ThreadRoom.program(core, name: process.name, timerSlack: slack, own: own)
+        let extras = process.threadExtras[thread.tid] ?? ThreadExtras()
+        var program = ThreadRoom.program(core, name: process.name, extras: extras, own: own)
         ThreadRoom.queue(core.threadCore.signalsP, process: process.pid, thread: thread.tid, into: &program)
         // Waiting signals may be many: a program that does not fit a small seat gets the main one, alone.
         let fits = program.size + 128 <= BlankProcess.Layout.threadSeatSize
@@ -183,7 +187,7 @@ extension JobBuilder {
     _ thread: ControlledThread, _ core: CoreEntry, _ template: [UInt8], _ process: RestoredProcess
   ) throws(Failure) {
     let what = "Cannot restore thread \(thread.tid) of \(process.label)"
-    let whole = process.extras[thread.tid].map { [UInt8]($0.xsave) } ?? []
+    let whole = process.threadExtras[thread.tid].map { [UInt8]($0.xsave) } ?? []
     let parts = whole.isEmpty ? RegistersRoom.extendedState(core.threadInfo.fpregs, template: template) : whole
     guard let state = parts, state.count == template.count else {
       throw Failure(

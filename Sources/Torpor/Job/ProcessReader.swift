@@ -66,7 +66,8 @@ enum ProcessReader {
     let process = RestoredProcess(
       entry: entry, cores: cores, ids: try image.read(.ids, UInt64(entry.pid), as: TaskKobjIdsEntry.self), memory: memory)
     try PosixTimerRoom.check(leader.tc, process, image.path)
-    for thread in extras.threads { process.extras[ProcessID(bitPattern: thread.tid)] = thread }
+    process.extras = extras
+    for thread in extras.threads { process.threadExtras[ProcessID(bitPattern: thread.tid)] = thread }
     return process
   }
 

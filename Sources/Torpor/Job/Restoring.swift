@@ -43,8 +43,9 @@ public final class RestoredProcess {
   public let memory: MmEntry?
   public internal(set) weak var parent: RestoredProcess?
   public internal(set) var children: [RestoredProcess] = []
-  /// What threads have that their cores have no room for.
-  var extras: [ProcessID: ThreadExtras] = [:]
+  /// What it has that its core has no room for, and what its threads have.
+  var extras = TaskExtras()
+  var threadExtras: [ProcessID: ThreadExtras] = [:]
   /// Its address space; set when the image has been checked.
   var space: AddressSpace?
   /// Its leader, once born.
