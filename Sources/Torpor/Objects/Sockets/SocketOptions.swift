@@ -87,7 +87,7 @@ enum SocketOptions {
     if tcp.hasCork { try set(socket, TCP.level, TCP.cork, tcp.cork ? 1 : 0) }
   }
 
-  private static func applyGeneral(_ entry: SkOptsEntry, to socket: borrowing Descriptor) throws(Errno) {
+  static func applyGeneral(_ entry: SkOptsEntry, to socket: borrowing Descriptor) throws(Errno) {
     func set(_ name: Int32, _ value: UInt32) throws(Errno) { try self.set(socket, SOL_SOCKET, name, value) }
     func set(_ name: Int32, _ value: Bool) throws(Errno) { try self.set(socket, SOL_SOCKET, name, value ? 1 : 0) }
     try setBuffer(socket, SO_SNDBUF, force: SO_SNDBUFFORCE, entry.soSndbuf)
