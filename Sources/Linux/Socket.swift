@@ -166,7 +166,7 @@ extension Descriptor {
 
   /// poll(2) without waiting.
   public func readiness() -> Int32 {
-    var request = pollfd(fd: number, events: Int16(POLLIN), revents: 0)
+    var request = pollfd(fd: number, events: Int16(POLLIN) | 0x2000 /* POLLRDHUP */, revents: 0)
     return poll(&request, 1, 0) > 0 ? Int32(request.revents) : 0
   }
 }

@@ -30,6 +30,11 @@ public struct ReceivedMessage: Sendable {
   public var credentials: SocketCredentials?
   /// The data did not fit.
   public var isCut = false
+
+  public init(data: [UInt8], address: [UInt8]) {
+    self.data = data
+    self.address = address
+  }
 }
 
 extension Descriptor {

@@ -185,6 +185,7 @@ final class SavedUnixSockets {
 
   private func keep(_ messages: [ReceivedMessage], _ member: Member, _ saving: Saving) throws(Failure) {
     for message in messages { inFlight += message.descriptors }
+    try lookForHidden(messages, member, saving)
     for message in messages {
       var rights: [UInt32] = []
       for descriptor in message.descriptors {
@@ -192,6 +193,27 @@ final class SavedUnixSockets {
       }
       packets.append((member.entry.id, message, rights))
     }
+  }
+
+  /// The kernel shows a message of length 0 only once to those who look from a distance. Whether there are more than were
+  /// shown can be told by the memory that they take.
+  private func lookForHidden(_ messages: [ReceivedMessage], _ member: Member, _ saving: Saving) throws(Failure) {
+    guard !member.entry.isStream else { return }
+    // A sender that is connected can be asked.
+    let sent = try kernelTable().values.filter { $0.peer == member.facts.inode }.reduce(0) { $0 + Int($1.sendQueue) }
+    guard sent > 0 else { return }
+    let type = Int32(member.entry.type)
+    let (needed, least) = try attempt("Cannot measure the queue of a unix socket") { () throws(Errno) in
+      (
+        try QueueMemory.needed(for: messages, type),
+        try QueueMemory.needed(for: [ReceivedMessage(data: [], address: [])], type)
+      )
+    }
+    guard sent >= needed + least else { return }
+    saving.refuse(
+      member.facts.process,
+      "\(member.facts.label) is a unix socket\(member.entry.place) with an empty message that an earlier checkpoint has made invisible",
+      advice: "try again when the job has read it")
   }
 
   // MARK: Connections

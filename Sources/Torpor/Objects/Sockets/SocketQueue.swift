@@ -54,8 +54,9 @@ struct SocketQueue: ~Copyable {
   }
 
   private func readMessages(_ messages: inout [ReceivedMessage]) throws(Errno) {
-    // Of a connection the kernel tells all bytes together; nothing distinguishes its end from a message of length 0.
-    let total = isSeqpacket ? try socket.readableCount() : .max
+    // Nothing distinguishes the end of a connection from a message of length 0, but that it is after all bytes.
+    let mayEnd = isSeqpacket && socket.readiness() & 0x2000 /* POLLRDHUP */ != 0
+    let total = mayEnd ? try socket.readableCount() : .max
     var offset = 0
     var room = 1 << 16
     while true {
@@ -111,6 +112,21 @@ struct SocketQueue: ~Copyable {
       return try systemCall(
         Int32(SYS_recvfrom), Int(socket.number), room + size - (count - 1), count, Int(Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)))
     } catch .badAddress { return 0 }
+  }
+}
+
+/// What messages cost their sender.
+enum QueueMemory {
+  /// What the same messages take when they are sent again.
+  static func needed(for messages: [ReceivedMessage], _ type: Int32) throws(Errno) -> Int {
+    let pair = try SocketPair(AF_UNIX, type)
+    do { try pair.first.setOption(SOL_SOCKET, SO_SNDBUFFORCE, 1 << 29) } catch {
+      try pair.first.setOption(SOL_SOCKET, SO_SNDBUF, 1 << 29)
+    }
+    for message in messages { _ = try pair.first.send(message.data[...]) }
+    var count: Int32 = 0
+    try pair.first.control(0x5411 /* SIOCOUTQ */, &count)
+    return Int(count)
   }
 }
 
