@@ -327,6 +327,8 @@ static void set_up_children(void) {
 
 static void check_round(void) {
   ask_child('.');
+  expect_text("a look at the first datagram", datagram[1], "datagram 0", MSG_PEEK);
+  expect_text("a look at the first packet", packet[1], "one", MSG_PEEK);
   send_text(accepted_abstract, "ping");
   expect_text("connection over an abstract name", client_abstract, "ping", 0);
   send_text(client_abstract, "pong");

@@ -227,8 +227,8 @@ final class RestoredUnixSockets {
     guard made[entry.ino] == nil else { return }
     let user = extras(of: entry).peer
     guard let other = peer(of: entry) else {
-      // Connected to a socket that has been closed.
-      guard entry.peer == 0, entry.isConnected else { return }
+      // Connected to a socket that has been closed; CRIU says the same of one that others are connected to.
+      guard entry.peer == 0, entry.isConnected, extras[entry.id] != nil else { return }
       return try adopt(try actors.pair(Int32(entry.type), as: user.pid == 0 ? nil : user), entry, nil)
     }
     guard other.name.isEmpty, !other.isExternal, made[other.ino] == nil, files.isOpen(other.id) else { return }
