@@ -28,50 +28,13 @@ public struct UnixSocketFacts: Sendable {
 
 /// All unix sockets of the network namespace that we are in, by inode.
 public func readUnixSockets() throws(Errno) -> [UInt32: UnixSocketFacts] {
-  let socket = try Descriptor.socket(AF_NETLINK, Int32(SOCK_RAW.rawValue), 4 /* NETLINK_SOCK_DIAG */)
-  try sendRequest(socket)
-  var result: [UInt32: UnixSocketFacts] = [:]
-  var buffer = [UInt8](repeating: 0, count: 1 << 18)
-  while true {
-    let count = try buffer.withMutableBytes { bytes throws(Errno) in try socket.read(into: bytes) }
-    let isLast = try buffer.withBytes { bytes throws(Errno) in
-      try parse(UnsafeRawBufferPointer(rebasing: bytes[0..<count]), into: &result)
-    }
-    if isLast { return result }
-  }
-}
-
-private func sendRequest(_ socket: borrowing Descriptor) throws(Errno) {
-  // struct nlmsghdr: length, SOCK_DIAG_BY_FAMILY with NLM_F_REQUEST | NLM_F_DUMP, sequence, port.
   // struct unix_diag_req: family, protocol, padding; states; inode; what to show; cookie.
   let everything: UInt32 = 1 /* NAME */ | 4 /* PEER */ | 8 /* ICONS */ | 0x10 /* RQLEN */
-  let words: [UInt32] = [
-    16 + 24, 20 | 0x301 << 16, 1, 0, UInt32(AF_UNIX), .max, 0, everything, .max, .max,
-  ]
-  try words.withBytes { bytes throws(Errno) in try socket.write(bytes) }
-}
-
-/// - Returns: whether the dump ends here.
-private func parse(_ bytes: UnsafeRawBufferPointer, into result: inout [UInt32: UnixSocketFacts]) throws(Errno) -> Bool {
-  var offset = 0
-  while offset + 16 <= bytes.count {
-    let length = Int(bytes.loadUnaligned(fromByteOffset: offset, as: UInt32.self))
-    let type = bytes.loadUnaligned(fromByteOffset: offset + 4, as: UInt16.self)
-    guard length >= 16, offset + length <= bytes.count else { throw .ioError }
-    switch type {
-    case 3 /* NLMSG_DONE */: return true
-    case 2 /* NLMSG_ERROR */:
-      let error = length >= 20 ? bytes.loadUnaligned(fromByteOffset: offset + 16, as: Int32.self) : 0
-      throw error == 0 ? .ioError : Errno(rawValue: -error)
-    case 20:
-      if let facts = socketFacts(UnsafeRawBufferPointer(rebasing: bytes[(offset + 16)..<(offset + length)])) {
-        result[facts.inode] = facts
-      }
-    default: break
-    }
-    offset += (length + 3) & ~3
+  var result: [UInt32: UnixSocketFacts] = [:]
+  try dumpSockets([UInt32(AF_UNIX), .max, 0, everything, .max, .max]) { entry in
+    if let facts = socketFacts(entry) { result[facts.inode] = facts }
   }
-  return false
+  return result
 }
 
 private func socketFacts(_ bytes: UnsafeRawBufferPointer) -> UnixSocketFacts? {
@@ -79,22 +42,16 @@ private func socketFacts(_ bytes: UnsafeRawBufferPointer) -> UnixSocketFacts? {
   guard bytes.count >= 16 else { return nil }
   func word(_ offset: Int) -> UInt32 { bytes.loadUnaligned(fromByteOffset: offset, as: UInt32.self) }
   var facts = UnixSocketFacts(inode: word(4), type: bytes[1], state: bytes[2])
-  var offset = 16
-  while offset + 4 <= bytes.count {
-    let length = Int(bytes.loadUnaligned(fromByteOffset: offset, as: UInt16.self))
-    let type = bytes.loadUnaligned(fromByteOffset: offset + 2, as: UInt16.self)
-    guard length >= 4, offset + length <= bytes.count else { return nil }
-    let start = offset + 4
-    let size = length - 4
+  forEachAttribute(of: bytes, from: 16) { type, value in
+    func word(_ offset: Int) -> UInt32 { value.loadUnaligned(fromByteOffset: offset, as: UInt32.self) }
     switch type {
-    case 0: facts.name = Array(bytes[start..<(start + size)])
-    case 2 where size >= 4: facts.peer = word(start)
-    case 3: facts.waiting = (0..<(size / 4)).map { word(start + $0 * 4) }
-    case 4 where size >= 8: (facts.receiveQueue, facts.sendQueue) = (word(start), word(start + 4))
-    case 6 where size >= 1: facts.shutdown = bytes[start]
+    case 0: facts.name = Array(value)
+    case 2 where value.count >= 4: facts.peer = word(0)
+    case 3: facts.waiting = (0..<(value.count / 4)).map { word($0 * 4) }
+    case 4 where value.count >= 8: (facts.receiveQueue, facts.sendQueue) = (word(0), word(4))
+    case 6 where !value.isEmpty: facts.shutdown = value[0]
     default: break
     }
-    offset += (length + 3) & ~3
   }
   return facts
 }

@@ -13,6 +13,14 @@ import Testing
     }
   }
 
+  @Test func aDatagramOrAnOptionOfAUDPSocketIsLost() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("udpsockets", in: workspace)
+      try await victim.travel(generations: 2)
+      try await victim.finish()
+    }
+  }
+
   @Test func anEmptyMessageInAUnixSocketIsLost() async throws {
     try await withWorkspace { workspace in
       let victim = try await Victim.start("unixsockets", ["empty"], in: workspace)

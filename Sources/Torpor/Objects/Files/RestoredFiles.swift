@@ -1,6 +1,7 @@
 import CLinux
 import Images
 import Linux
+import Logging
 import SystemPackage
 
 /// The files of a job that is being built: read from the image, opened once, dealt out.
@@ -20,6 +21,9 @@ public final class RestoredFiles {
   var terminals: RestoredTerminals
   let sharedMemory: RestoredSharedMemory
   let unixSockets: RestoredUnixSockets
+  let datagrams: RestoredDatagrams
+  /// Where warnings go while files are opened.
+  private(set) var log: Logger?
 
   /// Reads every table and every open file, and checks that they fit together.
   public init(image: ImageReader, processes: [RestoredProcess]) throws(Failure) {
@@ -30,6 +34,7 @@ public final class RestoredFiles {
     terminals = try RestoredTerminals(image)
     sharedMemory = try RestoredSharedMemory(image)
     unixSockets = try RestoredUnixSockets(image)
+    datagrams = try RestoredDatagrams(image)
     for entry in try image.readAll(.files, as: FileEntry.self) {
       guard entries.updateValue(entry, forKey: entry.id) == nil else {
         throw damaged("two files have the number \(entry.id)")
@@ -184,6 +189,7 @@ public final class RestoredFiles {
 
   /// Opens every open file once, in this process.
   public func openAll(_ restoring: Restoring) throws(Failure) {
+    log = restoring.log
     try unixSockets.make(restoring, self)
     for entry in entries.values.sorted(by: { $0.id < $1.id }) where isOpen(entry.id) {
       guard let room = FileRooms.room(for: entry.type) else { continue }

@@ -24,6 +24,7 @@ public final class SavedFiles {
   var ghosts = SavedGhosts()
   var sharedMemory = SavedSharedMemory()
   let unixSockets = SavedUnixSockets()
+  var datagrams = SavedDatagrams()
   /// Stand-ins for the processes that will get files which are still on their way to them.
   private var carriers: [ProcessID: JobProcess] = [:]
 
@@ -91,6 +92,7 @@ public final class SavedFiles {
   /// Looks at what can only be judged when all processes have been looked at.
   func finishCollecting(_ saving: Saving) throws(Failure) {
     try unixSockets.finish(saving)
+    try datagrams.finish()
     try pipes.finish(saving)
     terminals.finish(saving)
     try eventPolls.finish(saving)
@@ -139,6 +141,7 @@ public final class SavedFiles {
     try ghosts.write(to: image)
     try sharedMemory.write(to: image)
     try unixSockets.write(to: image) { entries.append($0) }
+    try datagrams.write(to: image)
     for entry in eventPolls.entries { entries.append(entry) }
     if !entries.isEmpty { try image.write(.files, all: entries) }
   }

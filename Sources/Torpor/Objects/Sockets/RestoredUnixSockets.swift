@@ -294,7 +294,7 @@ final class RestoredUnixSockets {
     for inode in order {
       guard let entry = entries[inode], let number = made[inode] else { continue }
       do throws(Errno) {
-        try Descriptor.lending(number) { socket throws(Errno) in try settle(entry, socket) }
+        try Descriptor.lending(number) { socket throws(Errno) in try settle(entry, socket, files) }
       } catch {
         throw Failure("\(files.what): the unix socket\(entry.place)", error)
       }
@@ -310,7 +310,7 @@ final class RestoredUnixSockets {
   }
 
   /// What would have been in the way before.
-  private func settle(_ entry: UnixSkEntry, _ socket: borrowing Descriptor) throws(Errno) {
+  private func settle(_ entry: UnixSkEntry, _ socket: borrowing Descriptor, _ files: RestoredFiles) throws(Errno) {
     let own = extras(of: entry)
     if own.isReset { _ = try? socket.send([0]) }
     if let other = closedPeers.removeValue(forKey: entry.ino) {
@@ -324,6 +324,7 @@ final class RestoredUnixSockets {
       }
     }
     try SocketOptions.applyGeneral(entry.opts, to: socket)
+    try files.datagrams.applyOptions(entry.id, to: socket)
     if entry.opts.soPasscred { try socket.setOption(SOL_SOCKET, UnixOption.passCredentials, 1) }
     if entry.opts.soPasssec { try socket.setOption(SOL_SOCKET, UnixOption.passSecurity, 1) }
     if own.passesPidfd { try socket.setOption(SOL_SOCKET, UnixOption.passProcess, 1) }

@@ -53,7 +53,10 @@ final class SavedUnixSockets {
     if let how = SkShutdown(rawValue: Int(kernel.shutdown)), how != .none { entry.shutdown = how }
     var extras = UnixSocketExtras()
     extras.id = id
-    do throws(Errno) { try readOptions(socket, &entry, &extras) } catch {
+    do throws(Errno) {
+      try readOptions(socket, &entry, &extras)
+      try saving.files.datagrams.noteOptions(socket, id: id)
+    } catch {
       throw Failure("Cannot look at \(facts.label) of \(facts.process.label)", error)
     }
     try findFile(facts, socket, &entry, &extras, saving)
@@ -151,27 +154,9 @@ final class SavedUnixSockets {
   }
 
   private func readThoroughly(_ inodes: [UInt32], _ saving: Saving) throws(Failure) {
-    var duplicates: [(number: Int32, offset: Int32)] = []
-    defer { for duplicate in duplicates { close(duplicate.number) } }
-    var found: [[ReceivedMessage]] = []
-    for inode in inodes {
-      guard let member = members[inode] else { continue }
-      let offset = member.extras.hasPeekOffset ? member.extras.peekOffset : -1
-      duplicates.append((try member.facts.duplicate().release(), offset))
-    }
-    do {
-      let keeper = try attempt("Cannot start a helper for unix sockets") { () throws(Errno) in
-        try PeekKeeper(duplicates)
-      }
-      defer { _ = keeper }
-      for inode in inodes {
-        guard let member = members[inode] else { continue }
-        found.append(try look(at: member) { queue throws(Errno) in try queue.messages() })
-      }
-    }
-    for (inode, messages) in zip(inodes, found) {
-      if let member = members[inode] { try keep(messages, member, saving) }
-    }
+    let present = inodes.compactMap { members[$0] }
+    let found = try SocketQueue.readAll(present.map { ($0.facts, $0.extras.hasPeekOffset ? $0.extras.peekOffset : -1) })
+    for (member, messages) in zip(present, found) { try keep(messages, member, saving) }
   }
 
   private func look<Value>(

@@ -79,6 +79,7 @@ enum SocketOptions {
     if ip.pktinfo { try set(socket, level, isV6 ? IP.v6PacketInformation : IP.packetInformation, 1) }
     if ip.hasTos, !isV6 { try set(socket, level, IP.typeOfService, ip.tos) }
     if ip.hasTtl, !isV6 { try set(socket, level, IP.timeToLive, ip.ttl) }
+    guard entry.proto == UInt32(TCP.level) else { return }
     let tcp = entry.tcpOpts
     if tcp.hasKeepcnt { try set(socket, TCP.level, TCP.keepCount, tcp.keepcnt) }
     if tcp.hasKeepidle { try set(socket, TCP.level, TCP.keepIdle, tcp.keepidle) }

@@ -115,6 +115,26 @@ struct SocketQueue: ~Copyable {
   }
 }
 
+extension SocketQueue {
+  /// Everything that waits in the sockets, each with its SO_PEEK_OFF, which is put back whatever happens.
+  static func readAll(_ sockets: [(facts: DescriptorFacts, offset: Int32)]) throws(Failure) -> [[ReceivedMessage]] {
+    var duplicates: [(number: Int32, offset: Int32)] = []
+    defer { for duplicate in duplicates { close(duplicate.number) } }
+    for socket in sockets { duplicates.append((try socket.facts.duplicate().release(), socket.offset)) }
+    let keeper = try attempt("Cannot start a helper for sockets") { () throws(Errno) in try PeekKeeper(duplicates) }
+    defer { withExtendedLifetime(keeper) {} }
+    var found: [[ReceivedMessage]] = []
+    for socket in sockets {
+      let duplicate = try socket.facts.duplicate()
+      do throws(Errno) { found.append(try SocketQueue(duplicate).messages()) } catch {
+        for message in found.joined() { message.closeAll() }
+        throw Failure("Cannot read what waits in \(socket.facts.label) of \(socket.facts.process.label)", error)
+      }
+    }
+    return found
+  }
+}
+
 /// What messages cost their sender.
 enum QueueMemory {
   /// What the same messages take when they are sent again.
