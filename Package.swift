@@ -36,7 +36,8 @@ let package = Package(
       name: "Linux",
       dependencies: ["CLinux", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: settings),
-    .target(name: "Tracing", dependencies: ["Linux", "CLinux"], swiftSettings: settings),
+    .target(
+      name: "Tracing", dependencies: ["Linux", "CLinux"], exclude: ["Architecture/README.md"], swiftSettings: settings),
     .target(
       name: "Images",
       dependencies: [

@@ -1,6 +1,7 @@
 import CLinux
 import Linux
 import SwiftProtobuf
+import Synchronization
 import SystemPackage
 
 /// An image directory that is being written, beside its final place; `commit` puts it there, complete and on disk.
@@ -11,7 +12,10 @@ public final class ImageWriter {
   private let partialPath: String
   private let parent: Descriptor
   private let directory: Descriptor
-  private var files: [ManifestFile] = []
+  private let ledger = Ledger()
+  /// Writes small files while the next are being made ready: creating one takes the file system longer than filling it.
+  private var scribe: Worker?
+  private var written = 0
   private var streams: [String: [UInt8]] = [:]
   private var isCommitted = false
 
@@ -44,7 +48,13 @@ public final class ImageWriter {
     }
   }
 
-  deinit { if !isCommitted { removeDirectory(partialPath) } }
+  deinit {
+    try? scribe?.wait()
+    if !isCommitted { removeDirectory(partialPath) }
+  }
+
+  /// From so many files on it pays to start a thread for them.
+  private static let manyFiles = 24
 
   // MARK: Content
 
@@ -104,13 +114,14 @@ public final class ImageWriter {
     } catch { throw Failure("Cannot write \(name)", why: "\(error)") }
   }
 
-  /// Writes a whole file of the image.
+  /// Writes a whole file of the image. An error may come later, with the commit at the latest.
   public func writeFile(_ name: String, _ bytes: [UInt8]) throws(Failure) {
-    let file = try create(name)
-    try attempt("Cannot write \(path)/\(name)", advice: "free some space or choose another place with --output") {
-      () throws(Errno) in try bytes.withBytes { bytes throws(Errno) in try file.write(bytes) }
-    }
-    record(name, size: UInt64(bytes.count), digest: bytes.withBytes { Digest.of($0) })
+    let file = WholeFile(name: name, bytes: bytes, image: path, directory: directory.number)
+    written += 1
+    guard written > Self.manyFiles else { return try file.write(ledger) }
+    if scribe == nil { scribe = Worker() }
+    let ledger = ledger
+    scribe?.submit { () throws(Failure) in try file.write(ledger) }
   }
 
   /// - Throws: where the file system has no room for so many bytes more.
@@ -127,15 +138,11 @@ public final class ImageWriter {
 
   /// Creates a file for a writer who keeps its digest and tells it with `record`.
   public func create(_ name: String) throws(Failure) -> Descriptor {
-    try attempt("Cannot write \(path)/\(name)") { () throws(Errno) in
-      try Descriptor.open(name, O_RDWR | O_CREAT | O_EXCL, mode: 0o600, at: directory.number)
-    }
+    try WholeFile.create(name, image: path, directory: directory.number)
   }
 
   /// Enters a file into the manifest.
-  public func record(_ name: String, size: UInt64, digest: String) {
-    files.append(.with { $0.name = name; $0.size = size; $0.xxh3 = digest })
-  }
+  public func record(_ name: String, size: UInt64, digest: String) { ledger.record(name, size: size, digest: digest) }
 
   // MARK: Commit
 
@@ -146,14 +153,15 @@ public final class ImageWriter {
   public func commit(_ manifest: Manifest) throws(Failure) -> UInt64 {
     for (name, bytes) in streams.sorted(by: { $0.key < $1.key }) { try writeFile(name, bytes) }
     streams = [:]
+    try scribe?.wait()
     var manifest = manifest
-    manifest.files = files
+    manifest.files = ledger.files()
     let text: [UInt8]
     do { text = try manifest.jsonUTF8Bytes() } catch { throw Failure("Cannot write \(path)", why: "\(error)") }
     // The rest must be on disk before the file that says so, and that before the name. One syncfs(2) brings all files
     // to disk together, where an fsync(2) of each would wait for the journal each time.
     try synchronize()
-    try writeFile(manifestName, text + [0x0a])
+    try WholeFile(name: manifestName, bytes: text + [0x0a], image: path, directory: directory.number).write(ledger)
     try synchronize()
     let renamed = partialPath.withCString { from in
       path.withCString { to in
@@ -167,12 +175,47 @@ public final class ImageWriter {
     }
     isCommitted = true
     try attempt("Cannot write the image \(path)") { () throws(Errno) in try parent.synchronize() }
-    return files.reduce(0) { $0 + $1.size }
+    return ledger.files().reduce(0) { $0 + $1.size }
   }
 
   private func synchronize() throws(Failure) {
     try attempt("Cannot write the image \(path)", advice: "free some space or choose another place with --output") {
       () throws(Errno) in _ = try systemCall(Int32(SYS_syncfs), Int(directory.number))
+    }
+  }
+}
+
+/// The files that are in an image, told by whichever thread has written them.
+private final class Ledger: Sendable {
+  private let entries = Mutex<[ManifestFile]>([])
+
+  func record(_ name: String, size: UInt64, digest: String) {
+    let entry = ManifestFile.with { ($0.name, $0.size, $0.xxh3) = (name, size, digest) }
+    entries.withLock { $0.append(entry) }
+  }
+
+  func files() -> [ManifestFile] { entries.withLock { $0 }.sorted { $0.name < $1.name } }
+}
+
+/// A file whose whole content is there.
+private struct WholeFile: Sendable {
+  let name: String
+  let bytes: [UInt8]
+  /// For messages.
+  let image: String
+  let directory: Int32
+
+  func write(_ ledger: Ledger) throws(Failure) {
+    let file = try Self.create(name, image: image, directory: directory)
+    try attempt("Cannot write \(image)/\(name)", advice: "free some space or choose another place with --output") {
+      () throws(Errno) in try bytes.withBytes { bytes throws(Errno) in try file.write(bytes) }
+    }
+    ledger.record(name, size: UInt64(bytes.count), digest: bytes.withBytes { Digest.of($0) })
+  }
+
+  static func create(_ name: String, image: String, directory: Int32) throws(Failure) -> Descriptor {
+    try attempt("Cannot write \(image)/\(name)") { () throws(Errno) in
+      try Descriptor.open(name, O_RDWR | O_CREAT | O_EXCL, mode: 0o600, at: directory)
     }
   }
 }

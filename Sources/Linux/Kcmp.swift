@@ -15,9 +15,10 @@ public func compareFiles(_ first: ProcessID, _ a: Int32, _ second: ProcessID, _ 
   return KernelOrder(rawValue: Int32(result)) ?? .different
 }
 
-/// Whether two tasks share one object of the given kind (KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, ...).
-public func share(_ kind: kcmp_type, _ first: ProcessID, _ second: ProcessID) throws(Errno) -> Bool {
-  try systemCall(SYS_kcmp, Int(first), Int(second), Int(kind.rawValue)) == 0
+/// Compares what two tasks have of one kind (KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, ...).
+public func compareTasks(_ kind: kcmp_type, _ first: ProcessID, _ second: ProcessID) throws(Errno) -> KernelOrder {
+  let result = try systemCall(SYS_kcmp, Int(first), Int(second), Int(kind.rawValue))
+  return KernelOrder(rawValue: Int32(result)) ?? .different
 }
 
 /// Whether descriptor `number` of `process` is the file that the epoll instance `instance` of `owner` watches.

@@ -41,6 +41,9 @@ public struct TaskStatus: Sendable {
 
   public init(parsing text: UnsafeRawBufferPointer) { parse(text) }
 
+  /// Nothing known yet.
+  public init() {}
+
   private mutating func parse(_ text: UnsafeRawBufferPointer) {
     var scanner = TextScanner(text)
     while !scanner.isAtEnd {

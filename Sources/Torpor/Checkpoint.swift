@@ -78,14 +78,16 @@ public enum Checkpoint {
   /// Looks at everything once, while the job stands still.
   private static func collect(_ saving: Saving) throws(Failure) -> CollectedJob {
     let job = saving.job
-    for process in job.living { try process.readAgain() }
-    let interview = try Interview.hold(job, saving.log)
+    let reading = SecondReading(of: job.living)
+    let interview = try Interview.hold(after: reading)
     saving.log.debug("asked \(job.threadCount) threads about themselves")
+    try reading.waitForAll()
     return try CollectedJob(saving, interview)
   }
 
   /// Children first, and those that job control has stopped before all others: no parent finds a child that is held.
   private static func letGo(_ job: Job) {
+    try? job.cage?.putBack()
     let order = Array(job.processes.reversed())
     for process in order.filter(\.isStopped) + order.filter({ !$0.isStopped }) {
       for thread in process.threads { try? thread.control.detach() }
@@ -103,19 +105,6 @@ public enum Checkpoint {
       // Its own threads report their end to us, their tracer, before the parent of the process can see it.
       for thread in process.threads where thread.tid != process.pid { waitpid(thread.tid, nil, __WALL) }
       waitpid(process.pid, nil, __WALL)
-    }
-  }
-}
-
-extension JobProcess {
-  /// Reads again, now that it stands still, what may have changed while it was being stopped.
-  func readAgain() throws(Failure) {
-    try attempt("Cannot read the state of \(label)") { () throws(Errno) in
-      let name = statistics.command
-      statistics = try TaskStatistics(of: proc)
-      if witness != pid { statistics.command = name }
-      status = try TaskStatus(of: proc)
-      areas = try readMemoryMap(of: proc, withFlags: true)
     }
   }
 }

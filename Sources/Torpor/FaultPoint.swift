@@ -6,6 +6,10 @@ import Linux
 /// `TORPOR_FAULT=checkpoint.frozen` in the environment makes Torpor kill itself there, with the signal that nothing can
 /// catch.
 public enum FaultPoint: String, CaseIterable, Sendable {
+  /// Only for a job with a cgroup of its own: while it is being frozen, when it stands, when all of it is seized.
+  case cageClosing = "cage.closing"
+  case cageClosed = "cage.closed"
+  case cageSeized = "cage.seized"
   case checkpointSeized = "checkpoint.seized"
   case checkpointFrozen = "checkpoint.frozen"
   case checkpointBorrowed = "checkpoint.borrowed"

@@ -57,19 +57,36 @@ public enum Restore {
     let files = try RestoredFiles(image: image, processes: processes)
     try MemoryRoom.check(processes, image, files)
     try files.check()
-    try checkIDsAreFree(processes, path)
+    let plan = try makePlan(processes)
+    try checkIDsAreFree(processes, plan, path)
     let base = try MemoryRoom.freeBase(for: processes.compactMap(\.memory))
     return Restoring(
-      image: image, log: log, layout: BlankProcess.Layout(base: base), processes: processes, files: files,
+      image: image, log: log, layout: BlankProcess.Layout(base: base), processes: processes, plan: plan, files: files,
       dealer: try DescriptorDealer(above: files.highestDescriptor() + 1), progress: progress)
   }
 
-  private static func checkIDsAreFree(_ processes: [RestoredProcess], _ path: String) throws(Failure) {
-    for process in processes {
-      for tid in process.entry.threads.isEmpty || process.isZombie ? [process.entry.pid] : process.entry.threads {
-        guard kill(ProcessID(bitPattern: tid), 0) == 0 || clinux_errno() != ESRCH else { continue }
-        throw taken(ProcessID(bitPattern: tid), path)
-      }
+  private static func makePlan(_ processes: [RestoredProcess]) throws(Failure) -> BirthPlan {
+    let family = processes.map { process in
+      Kin(
+        pid: process.pid, parent: ProcessID(bitPattern: process.entry.ppid),
+        group: ProcessID(bitPattern: process.entry.pgid), session: ProcessID(bitPattern: process.entry.sid))
+    }
+    do throws(BirthPlan.Obstacle) { return try BirthPlan(family) } catch {
+      throw Failure(
+        .cannotRestore, "Cannot restore process \(error.pid)", why: error.why,
+        advice: "a later version of torpor will be able to")
+    }
+  }
+
+  private static func checkIDsAreFree(
+    _ processes: [RestoredProcess], _ plan: BirthPlan, _ path: String
+  ) throws(Failure) {
+    let own = processes.flatMap { process in
+      process.entry.threads.isEmpty || process.isZombie ? [process.entry.pid] : process.entry.threads
+    }
+    for id in own.map({ ProcessID(bitPattern: $0) }) + plan.borrowedIDs {
+      guard kill(id, 0) == 0 || clinux_errno() != ESRCH else { continue }
+      throw taken(id, path)
     }
   }
 

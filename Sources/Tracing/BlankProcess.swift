@@ -9,6 +9,8 @@ import SystemPackage
 public struct BlankProcess {
   public let thread: ControlledThread
   public let layout: Layout
+  /// Its parent, where that is not Torpor.
+  public let foster: FosterParent?
 
   /// Where things lie in a blank process, and in every one cloned from it.
   public struct Layout: Sendable {
@@ -39,22 +41,25 @@ public struct BlankProcess {
     public var parking: AddressRange { AddressRange(workspace.end, workspace.end + Self.parkingSize) }
   }
 
-  /// Makes a blank process, a child of ours, held at its first instruction.
+  /// Makes a blank process, held at its first instruction: a child of ours, or of a foster parent.
   ///
   /// It inherits the descriptors of ours that lack FD_CLOEXEC.
   ///
   /// - Parameters:
   ///   - pid: the PID it shall have, or nil for any.
   ///   - base: where its memory lies; a multiple of the page size.
+  ///   - fostered: whether it shall become an orphan once it is let go.
   /// - Throws: `.fileExists` where the PID is taken.
-  public static func start(pid: ProcessID?, base: UInt64) throws(Errno) -> BlankProcess {
+  public static func start(pid: ProcessID?, base: UInt64, fostered: Bool = false) throws(Errno) -> BlankProcess {
     let layout = Layout(base: base)
     let file = try makeFile(layout)
     var ends: [Int32] = [-1, -1]
     guard pipe2(&ends, O_CLOEXEC) == 0 else { throw Errno(rawValue: clinux_errno()) }
     let reading = Descriptor(owning: ends[0])
     let writing = Descriptor(owning: ends[1])
-    let child = try bear(pid: pid, file: file.number, gate: reading.number, gateKeeper: writing.number)
+    let life = { enter(file: file.number, gate: reading.number, gateKeeper: writing.number) }
+    let foster = fostered ? try FosterParent(bearing: pid, without: writing.number, life) : nil
+    let child = if let foster { foster.child } else { try cloneProcess(pid, life) }
     do throws(Errno) {
       let tracee = try Tracee(
         seizing: child, options: Tracee.heldOptions | UInt32(CLINUX_PTRACE_O_TRACEEXEC))
@@ -70,7 +75,7 @@ public struct BlankProcess {
           try Interpreter.code.withBytes { code throws(Errno) in
             try writeMemory(of: child, at: layout.interpreter, from: code)
           }
-          return BlankProcess(thread: thread, layout: layout)
+          return BlankProcess(thread: thread, layout: layout, foster: foster)
         case .exited(let code): throw Errno(rawValue: code)
         case .killed: throw .noSuchProcess
         default: try tracee.resume()
@@ -111,46 +116,27 @@ public struct BlankProcess {
     return file
   }
 
-  /// Forks a child that waits at the gate, then turns into the program in `file`.
-  ///
-  /// Between clone and exec the child makes system calls only: other threads of ours may have held locks.
-  private static func bear(pid: ProcessID?, file: Int32, gate: Int32, gateKeeper: Int32) throws(Errno) -> ProcessID {
-    var chosen = pid ?? 0
-    var arguments = clinux_clone_args()
-    arguments.exit_signal = UInt64(SIGCHLD)
-    var nothing: UInt8 = 0
+  /// The child's life: waits at the gate, then turns into the program in `file`.
+  private static func enter(file: Int32, gate: Int32, gateKeeper: Int32) {
+    // Without its own copy of the gate's other end it sees Torpor die.
+    _ = clinux_syscall(Int(SYS_close), Int(gateKeeper), 0, 0, 0, 0, 0)
+    var byte: UInt8 = 0
     var noStrings: Int = 0
-    let result = withUnsafeMutablePointer(to: &chosen) { chosen in
-      if pid != nil {
-        arguments.set_tid = UInt64(UInt(bitPattern: chosen))
-        arguments.set_tid_size = 1
-      }
-      return withUnsafeMutablePointer(to: &arguments) { arguments in
-        withUnsafeMutablePointer(to: &nothing) { byte in
-          withUnsafeMutablePointer(to: &noStrings) { strings in
-            let result = clinux_syscall(
-              Int(SYS_clone3), Int(bitPattern: arguments), MemoryLayout<clinux_clone_args>.size, 0, 0, 0, 0)
-            guard result == 0 else { return result }
-            // The child: without its own copy of the gate's other end it sees Torpor die.
-            _ = clinux_syscall(Int(SYS_close), Int(gateKeeper), 0, 0, 0, 0, 0)
-            let come = clinux_syscall(Int(SYS_read), Int(gate), Int(bitPattern: byte), 1, 0, 0, 0)
-            guard come == 1 else {
-              _ = clinux_syscall(Int(SYS_exit_group), Int(ECHILD), 0, 0, 0, 0, 0)
-              return 0
-            }
-            // execveat(file, "", {NULL}, {NULL}, AT_EMPTY_PATH): `byte` is overwritten with the empty string.
-            byte.pointee = 0
-            let failure = clinux_syscall(
-              Int(SYS_execveat), Int(file), Int(bitPattern: byte), Int(bitPattern: strings), Int(bitPattern: strings),
-              Int(AT_EMPTY_PATH), 0)
-            _ = clinux_syscall(Int(SYS_exit_group), -failure, 0, 0, 0, 0, 0)
-            return 0
-          }
+    withUnsafeMutablePointer(to: &byte) { byte in
+      withUnsafeMutablePointer(to: &noStrings) { strings in
+        let come = clinux_syscall(Int(SYS_read), Int(gate), Int(bitPattern: byte), 1, 0, 0, 0)
+        guard come == 1 else {
+          _ = clinux_syscall(Int(SYS_exit_group), Int(ECHILD), 0, 0, 0, 0, 0)
+          return
         }
+        // execveat(file, "", {NULL}, {NULL}, AT_EMPTY_PATH): `byte` is overwritten with the empty string.
+        byte.pointee = 0
+        let failure = clinux_syscall(
+          Int(SYS_execveat), Int(file), Int(bitPattern: byte), Int(bitPattern: strings), Int(bitPattern: strings),
+          Int(AT_EMPTY_PATH), 0)
+        _ = clinux_syscall(Int(SYS_exit_group), -failure, 0, 0, 0, 0, 0)
       }
     }
-    guard result > 0 else { throw Errno(rawValue: CInt(-result)) }
-    return ProcessID(result)
   }
 }
 

@@ -15,7 +15,8 @@ public enum Stop: Sendable, Equatable {
   case exited(Int32)
   case killed(Int32)
 
-  init(status: Int32) {
+  /// - Parameter status: what waitpid(2) gave.
+  public init(status: Int32) {
     if clinux_wifexited(status) != 0 {
       self = .exited(clinux_wexitstatus(status))
     } else if clinux_wifsignaled(status) != 0 {

@@ -55,6 +55,15 @@ import Testing
     }
   }
 
+  @Test func timersStopOrTellTheWrongThread() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("timers", in: workspace)
+      // There is a signal on its way now and then.
+      try await victim.travel(generations: 2, Expectations(observe: false))
+      try await victim.finish()
+    }
+  }
+
   @Test func vectorRegistersComeBackWithOtherValues() async throws {
     try await withWorkspace { workspace in
       let victim = try await Victim.start("registers", in: workspace)
@@ -68,6 +77,14 @@ import Testing
     try await withWorkspace { workspace in
       let victim = try await Victim.start("tasks", [what], in: workspace)
       try await victim.travel()
+      try await victim.finish()
+    }
+  }
+
+  @Test func aGroupOrASessionFallsApartThatHasOutlivedItsLeader() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("tasks", ["dead-leaders"], in: workspace)
+      try await victim.travel(generations: 3)
       try await victim.finish()
     }
   }

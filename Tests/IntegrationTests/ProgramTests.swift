@@ -47,6 +47,8 @@ import Testing
         "redis-server", ["--port", "\(port)", "--save", "", "--dir", workspace.path, "--loglevel", "warning"], in: workspace)
       func ask(_ words: String...) async throws -> String {
         let run = try await workspace.run("redis-cli", ["-p", "\(port)"] + words)
+        // The server closes its end a moment after the client has gone.
+        #expect(await eventually { !FreePort.isConnected(port) })
         return run.output.trimmingSpaces()
       }
       var answer = ""
@@ -101,6 +103,18 @@ import Testing
       let build = try await workspace.run("javac", ["-d", workspace.path, workspace.file("Counter.java")], limit: .seconds(120))
       try #require(build.status == .code(0), "\(build)")
       let victim = try Victim("java", ["-Xmx256m", "-cp", workspace.path, "Counter"], in: workspace)
+      try await countLines(victim)
+    }
+  }
+
+  @Test func aSwiftProgramStopsCounting() async throws {
+    try await withWorkspace { workspace in
+      let source = workspace.file("counter.swift")
+      let program = workspace.file("counter")
+      try Files.write(source, text: Sources.swift)
+      let build = try await workspace.run("swiftc", ["-parse-as-library", "-o", program, source], limit: .seconds(240))
+      try #require(build.status == .code(0), "\(build)")
+      let victim = try Victim(program, [], in: workspace)
       try await countLines(victim)
     }
   }

@@ -55,6 +55,34 @@ enum Sources {
     }
     """
 
+  /// Counts in one task while others compute.
+  static let swift = """
+    import Glibc
+
+    @main struct Counter {
+      static func main() async throws {
+        setvbuf(stdout, nil, Int32(_IOLBF), 0)
+        for seed in 0..<3 {
+          Task.detached {
+            var value = UInt64(seed)
+            while true {
+              for _ in 0..<10_000 { value = value &* 6364136223846793005 &+ 1442695040888963407 }
+              if value == 0 { print("never") }
+              await Task.yield()
+              try await Task.sleep(for: .milliseconds(1))
+            }
+          }
+        }
+        var count = 0
+        while true {
+          try await Task.sleep(for: .milliseconds(10))
+          count += 1
+          print("count \\(count)")
+        }
+      }
+    }
+    """
+
   static let java = """
     import java.util.concurrent.*;
 
@@ -80,22 +108,38 @@ enum Sources {
     """
 }
 
-/// A port of loopback that nobody has at the moment.
+/// TCP ports for servers of the tests.
 enum FreePort {
+  /// A free TCP port of 127.0.0.1, below those that the kernel hands out: nobody gets it while a job that has it is away.
   static func find() throws -> Int {
+    for _ in 0..<100 {
+      let port = Int.random(in: 12000..<32000)
+      if try isFree(port) { return port }
+    }
+    throw TestFailure("no free TCP port was found")
+  }
+
+  private static func isFree(_ port: Int) throws -> Bool {
     let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
     guard descriptor >= 0 else { throw TestFailure("socket: \(errorText())") }
     defer { close(descriptor) }
     var address = sockaddr_in()
     address.sin_family = sa_family_t(AF_INET)
     address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-    var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-    let result = withUnsafeMutablePointer(to: &address) { pointer in
+    address.sin_port = UInt16(port).bigEndian
+    return withUnsafeMutablePointer(to: &address) { pointer in
       pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { name in
-        bind(descriptor, name, length) == 0 && getsockname(descriptor, name, &length) == 0
+        bind(descriptor, name, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
       }
     }
-    guard result else { throw TestFailure("bind: \(errorText())") }
-    return Int(UInt16(bigEndian: address.sin_port))
+  }
+
+  /// Whether somebody has a connection at this port that its owner has not closed yet. (ESTABLISHED, CLOSE_WAIT)
+  static func isConnected(_ port: Int) -> Bool {
+    (Files.text("/proc/net/tcp") ?? "").split(separator: "\n").dropFirst().contains { line in
+      let words = line.split(separator: " ")
+      guard words.count > 3, let local = words[1].split(separator: ":").last else { return false }
+      return Int(local, radix: 16) == port && (words[3] == "01" || words[3] == "08")
+    }
   }
 }

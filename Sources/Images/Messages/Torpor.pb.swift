@@ -101,12 +101,33 @@ public nonisolated struct TaskExtras: Sendable {
   /// The whole auxiliary vector, where it is longer than the 44 words that MmEntry may hold.
   public var auxv: [UInt64] = []
 
-  /// For threads that use components of the XSAVE area which the core has no fields for.
+  /// For threads with something that the core has no fields for.
   public var threads: [ThreadExtras] = []
+
+  /// /proc/PID/coredump_filter.
+  public var coredumpFilter: UInt32 {
+    get {_coredumpFilter ?? 0}
+    set {_coredumpFilter = newValue}
+  }
+  /// Returns true if `coredumpFilter` has been explicitly set.
+  public var hasCoredumpFilter: Bool {self._coredumpFilter != nil}
+  /// Clears the value of `coredumpFilter`. Subsequent reads from it will return its default value.
+  public mutating func clearCoredumpFilter() {self._coredumpFilter = nil}
+
+  /// As personality(2) gives it.
+  public var personality: UInt32 = 0
+
+  /// PR_GET_MEMORY_MERGE.
+  public var memoryMerge: Bool = false
+
+  /// The bits of PR_GET_MDWE.
+  public var mdwe: UInt32 = 0
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
+
+  fileprivate var _coredumpFilter: UInt32? = nil
 }
 
 public nonisolated struct ThreadExtras: Sendable {
@@ -122,9 +143,30 @@ public nonisolated struct ThreadExtras: Sendable {
   /// PR_GET_TIMERSLACK, in nanoseconds; 0 for the usual 50 microseconds.
   public var timerSlackNs: UInt64 = 0
 
+  /// The CPUs that it may run on, as sched_getaffinity(2) gives them; empty for all.
+  public var cpus: Data = Data()
+
+  /// As ioprio_get(2) gives it; 0 for none of its own.
+  public var ioPriority: UInt32 = 0
+
+  /// PR_MCE_KILL_GET, where it is not the system's default.
+  public var machineCheck: UInt32 {
+    get {_machineCheck ?? 0}
+    set {_machineCheck = newValue}
+  }
+  /// Returns true if `machineCheck` has been explicitly set.
+  public var hasMachineCheck: Bool {self._machineCheck != nil}
+  /// Clears the value of `machineCheck`. Subsequent reads from it will return its default value.
+  public mutating func clearMachineCheck() {self._machineCheck = nil}
+
+  /// Reading the time stamp counter ends it with SIGSEGV. (PR_GET_TSC)
+  public var tscFaults: Bool = false
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
+
+  fileprivate var _machineCheck: UInt32? = nil
 }
 
 /// torpor-sockets.img, an entry for each unix socket that has something which UnixSkEntry has no field for.
@@ -411,7 +453,7 @@ nonisolated extension ManifestFile: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension TaskExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".TaskExtras"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}auxv\0\u{1}threads\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}auxv\0\u{1}threads\0\u{3}coredump_filter\0\u{1}personality\0\u{3}memory_merge\0\u{1}mdwe\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -421,17 +463,37 @@ nonisolated extension TaskExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       switch fieldNumber {
       case 1: try { try decoder.decodeRepeatedUInt64Field(value: &self.auxv) }()
       case 2: try { try decoder.decodeRepeatedMessageField(value: &self.threads) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self._coredumpFilter) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self.personality) }()
+      case 5: try { try decoder.decodeSingularBoolField(value: &self.memoryMerge) }()
+      case 6: try { try decoder.decodeSingularUInt32Field(value: &self.mdwe) }()
       default: break
       }
     }
   }
 
   public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
     if !self.auxv.isEmpty {
       try visitor.visitPackedUInt64Field(value: self.auxv, fieldNumber: 1)
     }
     if !self.threads.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.threads, fieldNumber: 2)
+    }
+    try { if let v = self._coredumpFilter {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
+    } }()
+    if self.personality != 0 {
+      try visitor.visitSingularUInt32Field(value: self.personality, fieldNumber: 4)
+    }
+    if self.memoryMerge != false {
+      try visitor.visitSingularBoolField(value: self.memoryMerge, fieldNumber: 5)
+    }
+    if self.mdwe != 0 {
+      try visitor.visitSingularUInt32Field(value: self.mdwe, fieldNumber: 6)
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -439,6 +501,10 @@ nonisolated extension TaskExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageI
   public static func ==(lhs: TaskExtras, rhs: TaskExtras) -> Bool {
     if lhs.auxv != rhs.auxv {return false}
     if lhs.threads != rhs.threads {return false}
+    if lhs._coredumpFilter != rhs._coredumpFilter {return false}
+    if lhs.personality != rhs.personality {return false}
+    if lhs.memoryMerge != rhs.memoryMerge {return false}
+    if lhs.mdwe != rhs.mdwe {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -446,7 +512,7 @@ nonisolated extension TaskExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
 nonisolated extension ThreadExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".ThreadExtras"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}tid\0\u{1}xsave\0\u{3}timer_slack_ns\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}tid\0\u{1}xsave\0\u{3}timer_slack_ns\0\u{1}cpus\0\u{3}io_priority\0\u{3}machine_check\0\u{3}tsc_faults\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -457,12 +523,20 @@ nonisolated extension ThreadExtras: SwiftProtobuf.Message, SwiftProtobuf._Messag
       case 1: try { try decoder.decodeSingularUInt32Field(value: &self.tid) }()
       case 2: try { try decoder.decodeSingularBytesField(value: &self.xsave) }()
       case 3: try { try decoder.decodeSingularUInt64Field(value: &self.timerSlackNs) }()
+      case 4: try { try decoder.decodeSingularBytesField(value: &self.cpus) }()
+      case 5: try { try decoder.decodeSingularUInt32Field(value: &self.ioPriority) }()
+      case 6: try { try decoder.decodeSingularUInt32Field(value: &self._machineCheck) }()
+      case 7: try { try decoder.decodeSingularBoolField(value: &self.tscFaults) }()
       default: break
       }
     }
   }
 
   public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
     if self.tid != 0 {
       try visitor.visitSingularUInt32Field(value: self.tid, fieldNumber: 1)
     }
@@ -472,6 +546,18 @@ nonisolated extension ThreadExtras: SwiftProtobuf.Message, SwiftProtobuf._Messag
     if self.timerSlackNs != 0 {
       try visitor.visitSingularUInt64Field(value: self.timerSlackNs, fieldNumber: 3)
     }
+    if !self.cpus.isEmpty {
+      try visitor.visitSingularBytesField(value: self.cpus, fieldNumber: 4)
+    }
+    if self.ioPriority != 0 {
+      try visitor.visitSingularUInt32Field(value: self.ioPriority, fieldNumber: 5)
+    }
+    try { if let v = self._machineCheck {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 6)
+    } }()
+    if self.tscFaults != false {
+      try visitor.visitSingularBoolField(value: self.tscFaults, fieldNumber: 7)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -479,6 +565,10 @@ nonisolated extension ThreadExtras: SwiftProtobuf.Message, SwiftProtobuf._Messag
     if lhs.tid != rhs.tid {return false}
     if lhs.xsave != rhs.xsave {return false}
     if lhs.timerSlackNs != rhs.timerSlackNs {return false}
+    if lhs.cpus != rhs.cpus {return false}
+    if lhs.ioPriority != rhs.ioPriority {return false}
+    if lhs._machineCheck != rhs._machineCheck {return false}
+    if lhs.tscFaults != rhs.tscFaults {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -91,14 +91,17 @@ public enum Probes {
   // MARK: Good to have
 
   private static func ifThere() -> [Feature] {
-    let freezer = freezer()
+    let freezer = FreezableGroup.mounts().first
     return [
+      optional(
+        "timers with chosen IDs", PosixTimerRoom.canChooseIDs, "restoring timers of timer_create(2)",
+        "use Linux 6.15 or newer"),
       optional(
         "map_files", canReadMappedFile(), "finding mapped files that others hide or have removed",
         "run torpor as root, or give it CAP_CHECKPOINT_RESTORE"),
       optional(
         "cgroup freezer", freezer != nil,
-        "stopping a container at once, in a later version" + (freezer.map { " (\($0))" } ?? ""), "mount one"),
+        "stopping a job at once that has a cgroup of its own" + (freezer.map { " (\($0))" } ?? ""), "mount one"),
       optional(
         "other users' jobs", has(capabilities: [6, 7]) /* CAP_SETGID, CAP_SETUID */, "restoring them as they were",
         "run torpor as root, or restore jobs of your own only"),
@@ -212,18 +215,5 @@ extension Probes {
           Int32(SYS_ioctl), Int(descriptor.number), 0xc018_aa3f /* UFFDIO_API */, Int(bitPattern: bytes.baseAddress))
       }
     }
-  }
-
-  private static func freezer() -> String? {
-    guard let mounts = try? readWholeFile("/proc/self/mountinfo") else { return nil }
-    for line in mounts.split(separator: 0x0a) {
-      let fields = line.split(separator: 0x20).map { String(decoding: $0, as: UTF8.self) }
-      guard let dash = fields.firstIndex(of: "-"), dash + 1 < fields.count, fields.count > 4 else { continue }
-      if fields[dash + 1] == "cgroup2" { return "version 2 at \(fields[4])" }
-      if fields[dash + 1] == "cgroup", fields.last?.split(separator: ",").contains("freezer") == true {
-        return "version 1 at \(fields[4])"
-      }
-    }
-    return nil
   }
 }

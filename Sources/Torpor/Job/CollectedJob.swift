@@ -26,7 +26,7 @@ struct CollectedJob {
     try saving.files.finishCollecting(saving)
     do throws(BirthPlan.Obstacle) { _ = try BirthPlan(processes.map(\.kin)) } catch {
       if let process = saving.job.process(error.pid) {
-        saving.refuse(process, error.why, advice: "a later version of torpor will be able to; for now start the job anew")
+        saving.refuse(process, error.why, advice: "a later version of torpor will be able to")
       }
     }
   }
@@ -64,33 +64,14 @@ struct CollectedJob {
       if thread.tid == process.pid { core.tc = try TaskRoom.save(process, answers) }
       result.cores.append((thread.tid, core))
     }
-    result.extras = extras(process, result.memory, interview)
+    result.extras = try ExtrasRoom.save(process, result.memory, answers, interview)
     return result
-  }
-
-  /// What the other files have no room for.
-  private static func extras(_ process: JobProcess, _ memory: MmEntry, _ interview: Interview) -> TaskExtras {
-    var extras = TaskExtras()
-    if memory.mmSavedAuxv.count > MemoryRoom.longestAuxiliaryVector { extras.auxv = memory.mmSavedAuxv }
-    for thread in process.threads {
-      var entry = ThreadExtras()
-      if RegistersRoom.hasOtherComponents(thread.extendedState) { entry.xsave = Data(thread.extendedState) }
-      let slack = interview.threads[thread.tid]?.timerSlack ?? 0
-      if slack != ThreadRoom.usualTimerSlack { entry.timerSlackNs = slack }
-      guard entry != ThreadExtras() else { continue }
-      entry.tid = UInt32(thread.tid)
-      extras.threads.append(entry)
-    }
-    return extras
   }
 
   private static func refuseUnsupported(_ process: JobProcess, _ saving: Saving) {
     let later = "a later version of torpor will save this; for now run the job without it"
     if process.status.seccompMode != 0 {
       saving.refuse(process, "it runs under a seccomp filter", advice: later)
-    }
-    if let timers = try? process.proc.read("timers"), !timers.isEmpty {
-      saving.refuse(process, "it has POSIX timers (timer_create)", advice: later)
     }
     for thread in process.threads where !thread.isDead && !thread.control.registers.is64Bit {
       saving.refuse(

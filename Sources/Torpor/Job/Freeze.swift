@@ -7,7 +7,7 @@ import Tracing
 /// Brings a running job to a standstill, without a signal and without anything it could see.
 ///
 /// Every thread is seized and interrupted. What is found is read again until nothing new appears: a thread that stands
-/// cannot make another.
+/// cannot make another. A job with a cgroup of its own is frozen by that meanwhile.
 struct Freezer {
   let log: Logger
   /// How long a thread may take to stop before it is named in an error.
@@ -15,6 +15,8 @@ struct Freezer {
 
   private let job = Job()
   private var seen: Set<ProcessID> = []
+  /// Threads that were seized while their cgroup was frozen, and will stop now that it is not.
+  private var seized: [ProcessID: ThreadStop] = [:]
 
   init(log: Logger) { self.log = log }
 
@@ -22,10 +24,30 @@ struct Freezer {
   static func freeze(_ root: ProcessID, log: Logger) throws(Failure) -> Job {
     try Suitability.check(root)
     var freezer = Freezer(log: log)
+    let cage = Cage.close(around: root, log)
+    if let cage, cage.group.version == .one {
+      freezer.seizeAll(in: cage)
+      try cage.open()
+    }
     try freezer.freeze(root, parent: nil)
     // A process may have been born to a thread that was stopped after its children were read.
     while try freezer.freezeNewChildren() {}
+    if let cage, cage.group.version == .two { try cage.open() }
+    cage?.dismissKeeper()
+    freezer.job.cage = cage
     return freezer.job
+  }
+
+  /// Threads in the refrigerator of a cgroup of version 1 come to their stop when they are let out of it.
+  private mutating func seizeAll(in cage: Cage) {
+    for tid in (try? cage.group.threads()) ?? [] {
+      // What cannot be seized is met again, and named then.
+      guard let tracee = try? Tracee(seizing: tid) else { continue }
+      let thread = ThreadStop(tracee)
+      try? thread.interrupt()
+      seized[tid] = thread
+    }
+    FaultPoint.reach(.cageSeized)
   }
 
   private mutating func freeze(_ pid: ProcessID, parent: JobProcess?) throws(Failure) {
@@ -55,16 +77,21 @@ struct Freezer {
   /// nil for a process that has ended and been reaped meanwhile.
   private func open(_ pid: ProcessID, parent: JobProcess?) throws(Failure) -> JobProcess? {
     do throws(Errno) {
-      let witness = try Suitability.livingThread(of: pid) ?? pid
-      let proc = try ProcDirectory(witness)
+      var proc = try ProcDirectory(pid)
       var statistics = try TaskStatistics(of: proc)
-      if witness != pid { statistics.command = try TaskStatistics(of: proc, "task/\(pid)/stat").command }
-      let status = try TaskStatus(of: proc)
+      if let witness = try Suitability.livingThread(of: proc, statistics) {
+        let name = statistics.command
+        proc = try ProcDirectory(witness)
+        statistics = try TaskStatistics(of: proc)
+        statistics.command = name
+      }
       let memory =
         statistics.state == "Z" ? Descriptor(owning: -1) : try proc.open("mem", O_RDWR)
+      let handle = try openProcess(proc.pid, isThread: proc.pid != pid)
+      // What lives is read when it stands still.
+      let status = statistics.state == "Z" ? try TaskStatus(of: proc) : TaskStatus()
       return JobProcess(
-        pid: pid, proc: proc, handle: try openProcess(witness, isThread: witness != pid), memory: memory,
-        statistics: statistics, status: status, parent: parent)
+        pid: pid, proc: proc, handle: handle, memory: memory, statistics: statistics, status: status, parent: parent)
     } catch .noSuchFileOrDirectory, .noSuchProcess {
       if parent == nil { throw Suitability.noSuchProcess(pid) }
       return nil
@@ -92,7 +119,7 @@ struct Freezer {
 
   // MARK: Threads
 
-  private func stopThreads(of process: JobProcess) throws(Failure) {
+  private mutating func stopThreads(of process: JobProcess) throws(Failure) {
     var known: Set<ProcessID> = []
     while true {
       let tids: [ProcessID]
@@ -110,13 +137,17 @@ struct Freezer {
 
   /// Stops one thread after the other. A call that was under way comes out of the interrupt with an EINTR of our making,
   /// which is put right as soon as the thread stands: so few threads as possible are in between at any moment.
-  private func stop(_ tids: [ProcessID], of process: JobProcess) throws(Failure) {
+  private mutating func stop(_ tids: [ProcessID], of process: JobProcess) throws(Failure) {
     for tid in tids {
       let thread: ThreadStop
       do throws(Errno) {
-        thread = ThreadStop(try Tracee(seizing: tid))
-        FaultPoint.reach(.checkpointSeized)
-        try thread.interrupt()
+        if let ready = seized.removeValue(forKey: tid) {
+          thread = ready
+        } else {
+          thread = ThreadStop(try Tracee(seizing: tid))
+          FaultPoint.reach(.checkpointSeized)
+          try thread.interrupt()
+        }
       } catch .noSuchProcess { continue } catch {
         if isDeadThread(tid, of: process) {
           if tid == process.pid { process.threads.append(deadLeader(of: process)) }

@@ -12,10 +12,14 @@ public struct ProcessAnswers {
   public var thpDisabled = false
   public var childSubreaper = false
   public var membarrier: UInt32 = 0
+  public var memoryMerge = false
+  /// The bits of PR_GET_MDWE.
+  public var mdwe: UInt32 = 0
   /// For signals 1 to 64.
   public var actions: [clinux_sigaction] = []
   /// Real, virtual, profiling: interval seconds and microseconds, seconds and microseconds left.
   public var intervalTimers: [[UInt64]] = []
+  public var posixTimers: [PosixTimerEntry] = []
   /// In the order of the RLIMIT_ numbers: soft and hard, RLIM_INFINITY all ones.
   public var limits: [(soft: UInt64, hard: UInt64)] = []
 }
@@ -28,6 +32,10 @@ public struct ThreadAnswers {
   public var secureBits: UInt32 = 0
   /// In nanoseconds.
   public var timerSlack: UInt64 = 0
+  /// PR_MCE_KILL_GET.
+  public var machineCheck: Int64 = 2
+  /// PR_GET_TSC.
+  public var timeStampCounter: Int32 = 1
 }
 
 /// Has the threads of a frozen job make the calls whose answers the kernel gives to nobody else, all processes at the
@@ -39,10 +47,11 @@ struct Interview {
   private(set) var processes: [ProcessID: ProcessAnswers] = [:]
   private(set) var threads: [ProcessID: ThreadAnswers] = [:]
 
+  /// - Parameter reading: must have come to a process before that is touched: nothing of ours is in it yet then.
   /// - Throws: where a process cannot be borrowed; every process is put back first.
-  static func hold(_ job: Job, _ log: Logger) throws(Failure) -> Interview {
+  static func hold(after reading: SecondReading) throws(Failure) -> Interview {
     var interview = Interview()
-    let living = job.living
+    let living = reading.processes
     for process in living {
       for thread in process.threads where !thread.isDead {
         try attempt("Cannot read the registers of thread \(thread.tid) of \(process.label)") { () throws(Errno) in
@@ -52,7 +61,10 @@ struct Interview {
     }
     var workspaces: [BorrowedWorkspace] = []
     do throws(Failure) {
-      for process in living { workspaces.append(try borrow(process)) }
+      for (index, process) in living.enumerated() {
+        try reading.wait(for: index)
+        workspaces.append(try borrow(process))
+      }
       FaultPoint.reach(.checkpointBorrowed)
       try interview.ask(living, workspaces)
     } catch {
@@ -114,9 +126,21 @@ struct Interview {
       processes[process.pid] = processQuestions.answers(results)
       threads[thread.tid] = processQuestions.thread.answers(results)
     }
+    for (process, workspace) in zip(living, workspaces) { try askTimers(of: process, workspace) }
     FaultPoint.reach(.checkpointProgramEnded)
     for (process, workspace) in zip(living, workspaces) {
       try askThreads(of: process, workspace, threadQuestions)
+    }
+  }
+
+  private mutating func askTimers(of process: JobProcess, _ workspace: BorrowedWorkspace) throws(Failure) {
+    guard let thread = process.anyThread else { return }
+    var rest = process.timers[...]
+    while !rest.isEmpty {
+      let questions = PosixTimerRoom.Questions(rest.prefix(PosixTimerRoom.timersAtATime))
+      rest = rest.dropFirst(PosixTimerRoom.timersAtATime)
+      try start(questions.program, thread, process, workspace, seat: 0)
+      processes[process.pid]?.posixTimers += questions.answers(try thread.control.finish())
     }
   }
 
@@ -159,6 +183,8 @@ private struct ThreadQuestions {
   private let stack: Int
   private let clearTID: Int
   private let deathSignal: Int
+  private let machineCheck: Int
+  private let counter: Int
   private let secureBits: Int
   private let timerSlack: Int
 
@@ -172,6 +198,9 @@ private struct ThreadQuestions {
     program.call(Int32(SYS_prctl), 40 /* PR_GET_TID_ADDRESS */, .data(clearTID), tolerant: true)
     deathSignal = program.reserve(4)
     program.call(Int32(SYS_prctl), 2 /* PR_GET_PDEATHSIG */, .data(deathSignal))
+    machineCheck = program.call(Int32(SYS_prctl), 34 /* PR_MCE_KILL_GET */, 0, 0, 0, 0, tolerant: true)
+    counter = program.reserve(4)
+    program.call(Int32(SYS_prctl), 25 /* PR_GET_TSC */, .data(counter), tolerant: true)
     secureBits = program.call(Int32(SYS_prctl), 27 /* PR_GET_SECUREBITS */)
     timerSlack = program.call(Int32(SYS_prctl), 30 /* PR_GET_TIMERSLACK */)
     self.program = program
@@ -181,7 +210,8 @@ private struct ThreadQuestions {
     ThreadAnswers(
       alternateStack: results.load(stack, as: stack_t.self), clearChildTID: results.load(clearTID, as: UInt64.self),
       deathSignal: results.load(deathSignal, as: Int32.self),
-      secureBits: UInt32(truncatingIfNeeded: results[secureBits]), timerSlack: UInt64(bitPattern: results[timerSlack]))
+      secureBits: UInt32(truncatingIfNeeded: results[secureBits]), timerSlack: UInt64(bitPattern: results[timerSlack]),
+      machineCheck: results[machineCheck], timeStampCounter: results.load(counter, as: Int32.self))
   }
 }
 
@@ -194,6 +224,8 @@ private struct ProcessQuestions {
   private let thp: Int
   private let subreaper: Int
   private let membarrier: Int
+  private let merge: Int
+  private let mdwe: Int
   private let actions: Int
   private let timers: Int
   private let limits: Int
@@ -209,6 +241,8 @@ private struct ProcessQuestions {
     subreaper = program.reserve(4)
     program.call(Int32(SYS_prctl), 37 /* PR_GET_CHILD_SUBREAPER */, .data(subreaper))
     membarrier = program.call(Int32(SYS_membarrier), 512 /* MEMBARRIER_CMD_GET_REGISTRATIONS */, tolerant: true)
+    merge = program.call(Int32(SYS_prctl), 68 /* PR_GET_MEMORY_MERGE */, 0, 0, 0, 0, tolerant: true)
+    mdwe = program.call(Int32(SYS_prctl), 66 /* PR_GET_MDWE */, 0, 0, 0, 0, tolerant: true)
     actions = program.reserve(64 * Self.actionSize)
     for signal in 1...64 where signal != SIGKILL && signal != SIGSTOP {
       program.call(
@@ -231,6 +265,8 @@ private struct ProcessQuestions {
     answers.thpDisabled = results[thp] == 1
     answers.childSubreaper = results.load(subreaper, as: Int32.self) != 0
     answers.membarrier = results[membarrier] > 0 ? UInt32(truncatingIfNeeded: results[membarrier]) : 0
+    answers.memoryMerge = results[merge] == 1
+    answers.mdwe = results[mdwe] > 0 ? UInt32(truncatingIfNeeded: results[mdwe]) : 0
     answers.actions = (0..<64).map { results.load(actions + $0 * Self.actionSize, as: clinux_sigaction.self) }
     answers.intervalTimers = (0..<3).map { kind in
       (0..<4).map { results.load(timers + kind * 32 + $0 * 8, as: UInt64.self) }

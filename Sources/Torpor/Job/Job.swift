@@ -7,6 +7,8 @@ import Tracing
 public final class Job {
   /// Parents before their children; the first is the root.
   public internal(set) var processes: [JobProcess] = []
+  /// The cgroup that holds it and nothing else, thawed again.
+  var cage: Cage?
 
   public init() {}
 
@@ -35,6 +37,10 @@ public final class JobProcess {
   public internal(set) var threads: [JobThread] = []
   /// Its address space, read while it stood still.
   public internal(set) var areas: [MemoryArea] = []
+  /// Its timers of timer_create(2).
+  var timers: [PosixTimer] = []
+  /// What its descriptors look like from outside, where that has been read ahead.
+  var descriptors: [DescriptorFacts]?
 
   init(
     pid: ProcessID, proc: consuming ProcDirectory, handle: consuming Descriptor, memory: consuming Descriptor,

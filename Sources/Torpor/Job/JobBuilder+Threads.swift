@@ -35,7 +35,10 @@ extension JobBuilder {
   /// Handlers, limits, credentials, names, timers, waiting signals.
   ///
   /// Stopped processes are finished first, children before their parents, and stand in their stop from then on.
+  ///
+  /// Before that, the root of a detached job comes to its new parent: a process can ask for a signal when its parent ends.
   func giveTaskState() throws(Failure) {
+    try attempt("Cannot leave the job to the reaper of orphans") { () throws(Errno) in try foster?.release() }
     for process in living.reversed() where process.isStopped {
       try giveTaskState([process])
       try takeInterpreterAway([process])
@@ -52,10 +55,15 @@ extension JobBuilder {
       }
       try giveThreadState(process)
       guard let leader = process.leader else { continue }
-      let last = TaskRoom.lastCalls(
+      var last = TaskRoom.lastCalls(
         process.cores[0].tc, process: process.pid, dumpable: process.memory?.dumpable)
+      ExtrasRoom.restoreLast(process.extras, into: &last)
       if !last.isEmpty { try leader.run(last, in: layout.mainSeat) }
+      for program in PosixTimerRoom.programs(process.cores[0].tc) { try leader.run(program, in: layout.mainSeat) }
       restoreScore(process)
+      try attempt("Cannot restore \(process.label): its core dump filter") { () throws(Errno) in
+        try ExtrasRoom.restoreFromOutside(process.extras, process.pid)
+      }
     }
   }
 
@@ -71,8 +79,8 @@ extension JobBuilder {
       let wave = threads[next..<min(next + BlankProcess.Layout.threadSeats, threads.count)]
       for (seat, (thread, core)) in wave.enumerated() {
         guard core.hasThreadInfo else { continue }
-        let slack = process.extras[thread.tid]?.timerSlackNs ?? 0
-        var program = ThreadRoom.program(core, name: process.name, timerSlack: slack, own: own)
+        let extras = process.threadExtras[thread.tid] ?? ThreadExtras()
+        var program = ThreadRoom.program(core, name: process.name, extras: extras, own: own)
         ThreadRoom.queue(core.threadCore.signalsP, process: process.pid, thread: thread.tid, into: &program)
         // Waiting signals may be many: a program that does not fit a small seat gets the main one, alone.
         let fits = program.size + 128 <= BlankProcess.Layout.threadSeatSize
@@ -179,7 +187,7 @@ extension JobBuilder {
     _ thread: ControlledThread, _ core: CoreEntry, _ template: [UInt8], _ process: RestoredProcess
   ) throws(Failure) {
     let what = "Cannot restore thread \(thread.tid) of \(process.label)"
-    let whole = process.extras[thread.tid].map { [UInt8]($0.xsave) } ?? []
+    let whole = process.threadExtras[thread.tid].map { [UInt8]($0.xsave) } ?? []
     let parts = whole.isEmpty ? RegistersRoom.extendedState(core.threadInfo.fpregs, template: template) : whole
     guard let state = parts, state.count == template.count else {
       throw Failure(
@@ -218,15 +226,16 @@ extension JobBuilder {
 
   /// Leaves nothing behind.
   func killAll() {
-    for process in processes {
+    for process in processes + standIns {
       guard let leader = process.leader else { continue }
       kill(process.pid, SIGKILL)
       for thread in process.otherThreads { thread.forget() }
       leader.forget()
     }
-    for process in processes where process.leader != nil {
+    for process in processes + standIns where process.leader != nil {
       for tid in process.entry.threads.dropFirst() { waitpid(ProcessID(bitPattern: tid), nil, __WALL) }
       waitpid(process.pid, nil, __WALL)
     }
+    foster = nil
   }
 }

@@ -9,6 +9,10 @@ final class JobBuilder {
   let restoring: Restoring
   let options: RestoreOptions
   var own = CredsEntry()
+  /// Who stands in for leaders that have ended, as long as they are needed.
+  var standIns: [RestoredProcess] = []
+  /// The root's parent while a detached job is being built.
+  var foster: FosterParent?
 
   init(_ restoring: Restoring, _ options: RestoreOptions) {
     self.restoring = restoring
@@ -24,41 +28,50 @@ final class JobBuilder {
   /// The root as a blank process, every other cloned from its parent, each under its own PID, in its session and group.
   func bearProcesses() throws(Failure) {
     own = try CredentialsRoom.own()
-    let plan = try makePlan()
+    let plan = restoring.plan
     try bearRoot()
     FaultPoint.reach(.restoreRootBorn)
-    let byPID = Dictionary(processes.map { ($0.pid, $0) }, uniquingKeysWith: { first, _ in first })
+    standIns = (plan.sessionStandIns + plan.groupStandIns).map { RestoredProcess(standIn: $0.pid, parent: $0.parent) }
+    let byPID = Dictionary((processes + standIns).map { ($0.pid, $0) }, uniquingKeysWith: { first, _ in first })
     for step in plan.steps {
-      guard let process = byPID[step.pid], !process.isZombie else { continue }
+      guard let process = byPID[step.pid] else { continue }
       try takeStep(step, process, byPID)
+    }
+    for standIn in plan.groupStandIns {
+      guard let process = byPID[standIn.pid], let member = byPID[standIn.parent] else { continue }
+      // Its end shall be no child's end that the member hears of.
+      try bear([standIn.pid], from: member, byPID, flags: UInt64(CLONE_PTRACE), signal: 0)
+      try run(process) { $0.call(Int32(SYS_setpgid), 0, 0) }
     }
     for (pid, group) in plan.groups {
       guard let process = byPID[pid] else { continue }
       try run(process) { $0.call(Int32(SYS_setpgid), 0, .init(group)) }
     }
+    try endStandIns(byPID)
     try endZombies()
   }
 
-  private func makePlan() throws(Failure) -> BirthPlan {
-    let family = processes.map { process in
-      Kin(
-        pid: process.pid, parent: ProcessID(bitPattern: process.entry.ppid),
-        group: ProcessID(bitPattern: process.entry.pgid), session: ProcessID(bitPattern: process.entry.sid))
-    }
-    do throws(BirthPlan.Obstacle) { return try BirthPlan(family) } catch {
-      throw Failure(
-        .cannotRestore, "Cannot restore process \(error.pid)", why: error.why,
-        advice: "a later version of torpor will be able to")
+  /// Ends those who stood in for dead leaders, unseen by their parents.
+  private func endStandIns(_ byPID: [ProcessID: RestoredProcess]) throws(Failure) {
+    for standIn in standIns {
+      guard let leader = standIn.leader, let parent = byPID[ProcessID(bitPattern: standIn.entry.ppid)] else { continue }
+      kill(standIn.pid, SIGKILL)
+      waitpid(standIn.pid, nil, __WALL)
+      leader.forget()
+      standIn.leader = nil
+      try run(parent) { $0.call(Int32(SYS_wait4), .init(standIn.pid), 0, .init(__WALL), 0) }
+      try drainChildSignal(parent)
     }
   }
 
   private func bearRoot() throws(Failure) {
     let root = processes[0]
     let blank: BlankProcess
-    do { blank = try BlankProcess.start(pid: root.pid, base: layout.base) } catch {
+    do { blank = try BlankProcess.start(pid: root.pid, base: layout.base, fostered: options.detach) } catch {
       throw birthFailure(root.pid, error)
     }
     root.leader = blank.thread
+    foster = blank.foster
     restoring.parkedVDSO = try VDSO.park(root: blank.thread, layout: layout)
     let socket = UInt64(restoring.dealer.socketNumber)
     try run(root) { program in
@@ -89,15 +102,18 @@ final class JobBuilder {
     try bear(step.bornBefore, from: process, byPID)
     if step.callsSetsid { try run(process) { $0.call(Int32(SYS_setsid)) } }
     try bear(step.bornAfter, from: process, byPID)
+    // With CLONE_PARENT a child has the exit signal of the one it is born of.
+    try bear(step.siblings, from: process, byPID, flags: UInt64(CLONE_PTRACE | CLONE_PARENT), signal: 0)
   }
 
   /// Clones all of `children` in one program. With CLONE_PTRACE each is born under our control.
   private func bear(
-    _ children: [ProcessID], from parent: RestoredProcess, _ byPID: [ProcessID: RestoredProcess]
+    _ children: [ProcessID], from parent: RestoredProcess, _ byPID: [ProcessID: RestoredProcess],
+    flags: UInt64 = UInt64(CLONE_PTRACE), signal: Int32 = SIGCHLD
   ) throws(Failure) {
     guard !children.isEmpty else { return }
     var script = Script()
-    for child in children { Self.clone(child, flags: UInt64(CLONE_PTRACE), signal: SIGCHLD, into: &script) }
+    for child in children { Self.clone(child, flags: flags, signal: signal, into: &script) }
     do throws(Failure) { try parent.run(script, in: layout) } catch {
       if let holder = children.first(where: { byPID[$0]?.leader == nil && isForeign($0, parent.pid) }) {
         throw Restore.taken(holder, restoring.image.path)

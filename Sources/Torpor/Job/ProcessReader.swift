@@ -65,7 +65,9 @@ enum ProcessReader {
     if extras.auxv.count > memory.mmSavedAuxv.count { memory.mmSavedAuxv = extras.auxv }
     let process = RestoredProcess(
       entry: entry, cores: cores, ids: try image.read(.ids, UInt64(entry.pid), as: TaskKobjIdsEntry.self), memory: memory)
-    for thread in extras.threads { process.extras[ProcessID(bitPattern: thread.tid)] = thread }
+    try PosixTimerRoom.check(leader.tc, process, image.path)
+    process.extras = extras
+    for thread in extras.threads { process.threadExtras[ProcessID(bitPattern: thread.tid)] = thread }
     return process
   }
 
@@ -75,7 +77,6 @@ enum ProcessReader {
     }
     var missing: String?
     if core.threadCore.hasSeccompMode, core.threadCore.seccompMode != .disabled { missing = "a seccomp filter" }
-    if core.hasTc, !core.tc.timers.posix.isEmpty { missing = "POSIX timers" }
     guard let missing else { return }
     throw Failure(
       .cannotRestore, "Cannot restore \(image.path)", why: "process \(pid) has \(missing), which is not supported yet",

@@ -11,6 +11,7 @@ public final class Restoring {
   public let layout: BlankProcess.Layout
   /// Parents before their children; the first is the root.
   public let processes: [RestoredProcess]
+  public let plan: BirthPlan
   public let files: RestoredFiles
   public let dealer: DescriptorDealer
   public let progress: Progress
@@ -18,13 +19,14 @@ public final class Restoring {
   public internal(set) var parkedVDSO: [ParkedArea] = []
 
   init(
-    image: ImageReader, log: Logger, layout: BlankProcess.Layout, processes: [RestoredProcess], files: RestoredFiles,
-    dealer: DescriptorDealer, progress: Progress
+    image: ImageReader, log: Logger, layout: BlankProcess.Layout, processes: [RestoredProcess], plan: BirthPlan,
+    files: RestoredFiles, dealer: DescriptorDealer, progress: Progress
   ) {
     self.image = image
     self.log = log
     self.layout = layout
     self.processes = processes
+    self.plan = plan
     self.files = files
     self.dealer = dealer
     self.progress = progress
@@ -41,8 +43,9 @@ public final class RestoredProcess {
   public let memory: MmEntry?
   public internal(set) weak var parent: RestoredProcess?
   public internal(set) var children: [RestoredProcess] = []
-  /// What threads have that their cores have no room for.
-  var extras: [ProcessID: ThreadExtras] = [:]
+  /// What it has that its core has no room for, and what its threads have.
+  var extras = TaskExtras()
+  var threadExtras: [ProcessID: ThreadExtras] = [:]
   /// Its address space; set when the image has been checked.
   var space: AddressSpace?
   /// Its leader, once born.
@@ -55,6 +58,15 @@ public final class RestoredProcess {
     self.cores = cores
     self.ids = ids
     self.memory = memory
+  }
+
+  /// One that stands in for a leader that has ended.
+  convenience init(standIn pid: ProcessID, parent: ProcessID) {
+    let entry = PstreeEntry.with {
+      $0.pid = UInt32(bitPattern: pid)
+      $0.ppid = UInt32(bitPattern: parent)
+    }
+    self.init(entry: entry, cores: [], ids: TaskKobjIdsEntry(), memory: nil)
   }
 
   public var pid: ProcessID { ProcessID(bitPattern: entry.pid) }

@@ -10,6 +10,8 @@ public final class Saving {
   public let log: Logger
   /// Files, by identity: each open file description once, each mapped or otherwise named file once.
   public let files = SavedFiles()
+  /// What else processes share.
+  var identities = SavedIdentities()
   /// Everything that cannot be saved. With one of these no image is written.
   public private(set) var refusals: [Failure] = []
   /// Where in the image everything goes; nil while only looking.

@@ -40,7 +40,12 @@ enum Suitability {
   /// A thread that lives on in a process whose first thread has ended; nil where the first lives, or none does.
   static func livingThread(of pid: ProcessID) throws(Errno) -> ProcessID? {
     let proc = try ProcDirectory(pid)
-    guard try TaskStatistics(of: proc).state == "Z" else { return nil }
+    return try livingThread(of: proc, TaskStatistics(of: proc))
+  }
+
+  static func livingThread(of proc: borrowing ProcDirectory, _ statistics: TaskStatistics) throws(Errno) -> ProcessID? {
+    guard statistics.state == "Z" else { return nil }
+    let pid = proc.pid
     for tid in try proc.numbers(in: "task") where tid != pid {
       if let other = try? TaskStatistics(of: proc, "task/\(tid)/stat"), other.state != "Z", other.state != "X" { return tid }
     }

@@ -28,10 +28,8 @@ enum IdentityRoom {
 
   private static func refuseForeignNamespaces(_ process: JobProcess, _ saving: Saving) {
     var foreign: [String] = []
-    for name in namespaces {
-      guard let theirs = try? process.proc.link("ns/\(name)"), let ours = try? readLink("/proc/self/ns/\(name)") else {
-        continue
-      }
+    for (name, ours) in zip(namespaces, saving.identities.namespaces) {
+      guard let ours, let theirs = try? process.proc.link("ns/\(name)") else { continue }
       if theirs != ours { foreign.append(name) }
     }
     guard !foreign.isEmpty else { return }
@@ -40,17 +38,48 @@ enum IdentityRoom {
       advice: "run torpor inside of the container, or wait for a version that saves namespaces")
   }
 
-  /// kcmp(2) with the parent: what clone(2) can share, it shares between those two first.
   private static func refuseSharing(_ process: JobProcess, _ saving: Saving) {
-    guard let parent = process.parent, !parent.isZombie else { return }
-    let kinds: [(kcmp_type, String)] = [
-      (KCMP_VM, "memory (CLONE_VM)"), (KCMP_FILES, "descriptor table (CLONE_FILES)"),
-      (KCMP_FS, "working directory (CLONE_FS)"), (KCMP_SIGHAND, "signal handlers (CLONE_SIGHAND)"),
-    ]
-    for (kind, name) in kinds where (try? share(kind, process.witness, parent.witness)) == true {
+    for (name, other) in saving.identities.note(process) {
       saving.refuse(
-        process, "it shares its \(name) with its parent \(parent.label)",
+        process, "it shares its \(name) with \(other.label)",
         advice: "try again after it has called exec, or wait for a version that saves this")
     }
+  }
+
+  /// The namespaces of this process, in the order of `namespaces`; nil for those that the kernel does not have.
+  fileprivate static func ownNamespaces() -> [String?] { namespaces.map { try? readLink("/proc/self/ns/\($0)") } }
+}
+
+/// What processes of a job can share with each other beyond files, found by kcmp(2), whose order of kernel objects keeps
+/// each search short.
+struct SavedIdentities {
+  private static let kinds: [(kind: kcmp_type, name: String)] = [
+    (KCMP_VM, "memory (CLONE_VM)"), (KCMP_FILES, "descriptor table (CLONE_FILES)"),
+    (KCMP_FS, "working directory (CLONE_FS)"),
+  ]
+
+  let namespaces = IdentityRoom.ownNamespaces()
+  /// For each kind the processes met so far, in the kernel's order of their objects.
+  private var known: [[JobProcess]] = Array(repeating: [], count: kinds.count)
+
+  /// - Returns: what `process` shares, and with which of those noted before.
+  mutating func note(_ process: JobProcess) -> [(name: String, other: JobProcess)] {
+    var shared: [(name: String, other: JobProcess)] = []
+    for (index, (kind, name)) in Self.kinds.enumerated() {
+      var range = 0..<known[index].count
+      while !range.isEmpty {
+        let middle = range.lowerBound + range.count / 2
+        let other = known[index][middle]
+        switch try? compareTasks(kind, process.witness, other.witness) {
+        case .same:
+          shared.append((name, other))
+          range = middle..<middle
+        case .before: range = range.lowerBound..<middle
+        default: range = (middle + 1)..<range.upperBound
+        }
+      }
+      known[index].insert(process, at: range.lowerBound)
+    }
+    return shared
   }
 }

@@ -91,9 +91,10 @@ final class Victim: Sendable {
     #expect(left.isEmpty, "processes \(left) of the job did not end", sourceLocation: sourceLocation)
   }
 
-  /// Ends all of it now, from outside.
+  /// Ends all of it now, from outside. Held first, so that none of it sees another end.
   func end() async throws {
     let pids = pids
+    for pid in pids { kill(pid, SIGSTOP) }
     for pid in pids { kill(pid, SIGKILL) }
     let left = await Reaper.waitUntilGone(pids)
     if !left.isEmpty { throw TestFailure("processes \(left) could not be ended") }

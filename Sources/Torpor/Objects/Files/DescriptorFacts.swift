@@ -25,6 +25,13 @@ struct DescriptorFacts {
     } catch { throw Failure("Cannot checkpoint \(process.label): descriptor \(number)", error) }
   }
 
+  /// The numbers of all descriptors of a process.
+  static func numbers(of process: JobProcess) throws(Failure) -> [Int32] {
+    try attempt("Cannot read the descriptors of \(process.label)") { () throws(Errno) in
+      try process.proc.numbers(in: "fd")
+    }
+  }
+
   var flags: Int32 { info.flags }
   var fileType: UInt32 { status.kind }
   var isPathOnly: Bool { flags & O_PATH != 0 }

@@ -38,12 +38,12 @@ public final class SavedFiles {
   func collectDescriptors(_ process: JobProcess, _ saving: Saving) throws(Failure) -> UInt32 {
     // 1 is the table of whoever makes the image.
     var table = Table(id: UInt32(tables.count + 2))
-    let numbers = try attempt("Cannot read the descriptors of \(process.label)") { () throws(Errno) in
-      try process.proc.numbers(in: "fd")
-    }
+    let readAhead = process.descriptors
+    process.descriptors = nil
+    let numbers = if let readAhead { readAhead.map(\.number) } else { try DescriptorFacts.numbers(of: process) }
     table.rows.reserveCapacity(numbers.count)
-    for number in numbers {
-      let facts = try DescriptorFacts(process, number)
+    for (index, number) in numbers.enumerated() {
+      let facts = if let readAhead { readAhead[index] } else { try DescriptorFacts(process, number) }
       guard let (fileID, type) = try collect(facts, saving) else { continue }
       locks.note(facts, id: fileID, saving)
       eventPolls.noteDescriptor(facts, id: fileID)

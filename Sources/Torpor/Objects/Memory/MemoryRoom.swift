@@ -174,7 +174,8 @@ enum MemoryRoom {
         })
     }
     let segments = try saving.files.sharedMemory.contents()
-    try saver.expect(plans.reduce(0) { $0 + $1.bytes } + segments.reduce(0) { $0 + $1.bytes })
+    let bytes = plans.reduce(0) { $0 + $1.bytes } + segments.reduce(0) { $0 + $1.bytes }
+    try saver.expect(bytes, in: plans.count + segments.count)
     var pagesID: UInt32 = 0
     for ((process, memory), plan) in zip(spaces, plans) {
       pagesID += 1

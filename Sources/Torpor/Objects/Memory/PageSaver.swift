@@ -18,12 +18,15 @@ final class PageSaver {
   private var next = 0
   private var total: UInt64 = 0
   private var expected: UInt64 = 0
+  private var hasManyFiles = false
   private var batch: [PageRun] = []
 
   private static let bufferSize = 4 << 20
   private static let bufferCount = 4
-  /// What one thread writes as fast as two.
+  /// What one thread writes as fast as two, where there is little of it.
   private static let smallBatch = 512 << 10
+  /// From so many files on, small ones keep another thread busy too.
+  private static let manyFiles = 8
   /// Most entries of a vector. (UIO_MAXIOV)
   private static let longestVector = 1024
 
@@ -43,8 +46,9 @@ final class PageSaver {
   /// Tells how much there will be in all.
   ///
   /// - Throws: where the file system has not that much room.
-  func expect(_ bytes: UInt64) throws(Failure) {
+  func expect(_ bytes: UInt64, in files: Int) throws(Failure) {
     expected = bytes
+    hasManyFiles = files >= Self.manyFiles
     try image.checkRoom(for: bytes)
     guard bytes >= PagesFile.large else { return }
     for buffer in buffers { madvise(buffer.baseAddress, buffer.count, MADV_HUGEPAGE) }
@@ -65,7 +69,7 @@ final class PageSaver {
   ) throws(Failure) {
     try writePageMap(runs, kind, id, pagesID)
     let name = ImageKind.pagesFileName(pagesID)
-    let file = PagesFile(try image.create(name), path: "\(image.path)/\(name)")
+    let file = PagesFile(try image.create(name), path: "\(image.path)/\(name)", startsWriteback: hasManyFiles)
     try file.reserve(runs.reduce(0) { $0 + $1.range.count })
     var count = 0
     for run in runs {
@@ -111,7 +115,7 @@ final class PageSaver {
     file.digest.update(bytes)
     let offset = file.size
     file.size += UInt64(count)
-    if offset == 0, count <= Self.smallBatch {
+    if offset == 0, count <= Self.smallBatch, !hasManyFiles {
       // Most of a small process: to wake another thread would cost more than the work.
       try file.write(bytes, at: offset)
     } else {
@@ -145,23 +149,25 @@ private final class PagesFile {
   var digest = Digest()
   /// Whether it goes to the disk without a stay in the page cache.
   private(set) var isDirect = false
-  private var isLarge = false
+  /// Whether the disk shall have the data at once: that of many small files would otherwise all wait for the commit.
+  private var startsWriteback: Bool
 
   /// From here on it pays to write past the page cache: that costs neither the copy nor fresh memory, nor does it push the
   /// data of others out.
   static let large: UInt64 = 32 << 20
 
-  init(_ file: consuming Descriptor, path: String) {
+  init(_ file: consuming Descriptor, path: String, startsWriteback: Bool) {
     self.file = file
     self.path = path
+    self.startsWriteback = startsWriteback
   }
 
   private static let advice = "free some space or choose another place with --output"
 
   /// Prepares for a file of `bytes`.
   func reserve(_ bytes: UInt64) throws(Failure) {
-    isLarge = bytes >= Self.large
-    guard isLarge else { return }
+    guard bytes >= Self.large else { return }
+    startsWriteback = true
     // File systems that cannot reserve room say so. What can be written within the file, more than one may write.
     if fallocate(file.number, 0, 0, Int(bytes)) != 0, clinux_errno() == ENOSPC {
       throw Failure("Cannot write \(path)", .noSpace, advice: Self.advice)
@@ -178,7 +184,7 @@ private final class PagesFile {
       }
     }
     // Only starts it; whether it succeeds, the commit's syncfs tells.
-    if isLarge, !isDirect { _ = sync_file_range(file.number, Int(offset), bytes.count, UInt32(SYNC_FILE_RANGE_WRITE)) }
+    if startsWriteback, !isDirect { _ = sync_file_range(file.number, Int(offset), bytes.count, UInt32(SYNC_FILE_RANGE_WRITE)) }
   }
 }
 

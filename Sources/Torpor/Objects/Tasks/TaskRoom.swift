@@ -71,7 +71,10 @@ enum TaskRoom {
     let entries = answers.intervalTimers.map { values in
       ItimerEntry.with { ($0.isec, $0.iusec, $0.vsec, $0.vusec) = (values[0], values[1], values[2], values[3]) }
     }
-    return .with { ($0.real, $0.virt, $0.prof) = (entries[0], entries[1], entries[2]) }
+    return .with {
+      ($0.real, $0.virt, $0.prof) = (entries[0], entries[1], entries[2])
+      $0.posix = answers.posixTimers
+    }
   }
 
   private static func personality(_ process: JobProcess) -> UInt32 {

@@ -25,7 +25,9 @@ enum ThreadRoom {
   private static func threadCore(
     _ thread: JobThread, of process: JobProcess, _ answers: ThreadAnswers
   ) throws(Errno) -> ThreadCoreEntry {
-    let status = try TaskStatus(of: process.proc, "task/\(thread.tid)/status")
+    let status =
+      thread.tid == process.witness
+      ? process.status : try TaskStatus(of: process.proc, "task/\(thread.tid)/status")
     let scheduling = try scheduling(thread.tid)
     let robust = try robustList(thread.tid)
     var entry = ThreadCoreEntry()
@@ -94,12 +96,12 @@ enum ThreadRoom {
   ///
   /// - Parameters:
   ///   - name: for a thread of an image that has none, its process's.
-  ///   - timerSlack: in nanoseconds, 0 for the usual.
+  ///   - extras: what the core has no field for.
   ///   - own: the credentials it has now.
-  static func program(_ core: CoreEntry, name: String, timerSlack: UInt64, own: CredsEntry) -> SyscallProgram {
+  static func program(_ core: CoreEntry, name: String, extras: ThreadExtras, own: CredsEntry) -> SyscallProgram {
     let entry = core.threadCore
     var program = SyscallProgram()
-    let slack = timerSlack == 0 ? usualTimerSlack : timerSlack
+    let slack = extras.timerSlackNs == 0 ? usualTimerSlack : extras.timerSlackNs
     program.call(Int32(SYS_prctl), 29 /* PR_SET_TIMERSLACK */, .init(slack))
     program.call(Int32(SYS_set_tid_address), .init(core.threadInfo.clearTidAddr_p))
     if entry.futexRla != 0 {
@@ -118,6 +120,7 @@ enum ThreadRoom {
       let parameter = program.store(Int32(bitPattern: entry.schedPrio))
       program.call(Int32(SYS_sched_setscheduler), 0, .init(entry.schedPolicy), parameter)
     }
+    ExtrasRoom.restore(extras, into: &program)
     CredentialsRoom.restore(entry.creds, own: own, into: &program)
     // A change of credentials clears it. (prctl(2), PR_SET_PDEATHSIG)
     if entry.pdeathSig != 0 { program.call(Int32(SYS_prctl), 1 /* PR_SET_PDEATHSIG */, .init(entry.pdeathSig)) }
