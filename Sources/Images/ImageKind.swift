@@ -11,6 +11,8 @@ public enum ImageKind: Sendable, Hashable {
   case taskExtras
   /// Torpor's own: where packets end in pipes that keep them apart (O_DIRECT).
   case pipePackets
+  /// Torpor's own: what CRIU's messages about sockets and their packets have no fields for.
+  case socketExtras, packetExtras, datagrams, socketOptions
 
   /// The first word of every image but the inventory and the raw ones.
   static let commonMagic: UInt32 = 0x5456_4319
@@ -43,6 +45,10 @@ public enum ImageKind: Sendable, Hashable {
     case .ghostFile: 0x5258_3605
     case .taskExtras: 0x5450_5231
     case .pipePackets: 0x5450_4b54
+    case .socketExtras: 0x5450_534b
+    case .packetExtras: 0x5450_5051
+    case .datagrams: 0x5450_4447
+    case .socketOptions: 0x5450_534f
     }
   }
 
@@ -65,6 +71,10 @@ public enum ImageKind: Sendable, Hashable {
     case .memfd: "memfd.img"
     case .fileLocks: "filelocks.img"
     case .pipePackets: "torpor-pipe-packets.img"
+    case .socketExtras: "torpor-sockets.img"
+    case .packetExtras: "torpor-packets.img"
+    case .datagrams: "torpor-datagrams.img"
+    case .socketOptions: "torpor-socket-options.img"
     case .core: "core-\(id).img"
     case .ids: "ids-\(id).img"
     case .memoryMap: "mm-\(id).img"

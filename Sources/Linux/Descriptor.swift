@@ -17,6 +17,21 @@ public struct Descriptor: ~Copyable, Sendable {
     return number
   }
 
+  /// Lends `body` a descriptor that somebody else closes.
+  public static func lending<Value: ~Copyable, Problem: Error>(
+    _ number: Int32, _ body: (borrowing Descriptor) throws(Problem) -> Value
+  ) throws(Problem) -> Value {
+    let descriptor = Descriptor(owning: number)
+    do throws(Problem) {
+      let value = try body(descriptor)
+      _ = descriptor.release()
+      return value
+    } catch {
+      _ = descriptor.release()
+      throw error
+    }
+  }
+
   /// openat(2), always with O_CLOEXEC.
   public static func open(
     _ path: String, _ flags: Int32, mode: UInt32 = 0o600, at directory: Int32 = AT_FDCWD

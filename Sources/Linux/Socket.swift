@@ -121,4 +121,78 @@ extension Descriptor {
   }
 
   public func listen(backlog: Int32) throws(Errno) { try systemCall(SYS_listen, Int(number), Int(backlog)) }
+
+  /// bind(2) to an address given with its family.
+  public func bind(to address: [UInt8]) throws(Errno) {
+    try address.withBytes { bytes throws(Errno) in
+      _ = try systemCall(SYS_bind, Int(number), Int(bitPattern: bytes.baseAddress), bytes.count)
+    }
+  }
+
+  /// connect(2) to an address given with its family.
+  public func connect(to address: [UInt8]) throws(Errno) {
+    try address.withBytes { bytes throws(Errno) in
+      _ = try systemCall(SYS_connect, Int(number), Int(bitPattern: bytes.baseAddress), bytes.count)
+    }
+  }
+
+  /// getpeername(2); nil for a family other than IP's.
+  public func peerAddress() throws(Errno) -> InternetAddress? {
+    var bytes = [UInt8](repeating: 0, count: 128)
+    var length = UInt32(bytes.count)
+    try bytes.withMutableBytes { buffer throws(Errno) in
+      try withUnsafeMutablePointer(to: &length) { length throws(Errno) in
+        _ = try systemCall(
+          SYS_getpeername, Int(number), Int(bitPattern: buffer.baseAddress), Int(bitPattern: length))
+      }
+    }
+    return InternetAddress(bytes: bytes.prefix(Int(length)))
+  }
+
+  /// accept4(2).
+  public func accept() throws(Errno) -> Descriptor {
+    Descriptor(owning: Int32(try systemCall(SYS_accept4, Int(number), 0, 0, Int(SOCK_CLOEXEC.rawValue))))
+  }
+
+  /// shutdown(2): SHUT_RD, SHUT_WR or SHUT_RDWR.
+  public func shutdown(_ how: Int32) throws(Errno) { try systemCall(SYS_shutdown, Int(number), Int(how)) }
+
+  /// How many bytes can be read. FIONREAD
+  public func readableCount() throws(Errno) -> Int {
+    var count: Int32 = 0
+    try control(0x541b, &count)
+    return Int(count)
+  }
+
+  /// poll(2) without waiting.
+  public func readiness() -> Int32 {
+    var request = pollfd(fd: number, events: Int16(POLLIN) | 0x2000 /* POLLRDHUP */, revents: 0)
+    return poll(&request, 1, 0) > 0 ? Int32(request.revents) : 0
+  }
+}
+
+/// The two ends of a socketpair(2).
+public struct SocketPair: ~Copyable {
+  public let first: Descriptor
+  public let second: Descriptor
+
+  public init(_ family: Int32, _ type: Int32) throws(Errno) {
+    var ends: (Int32, Int32) = (-1, -1)
+    try withUnsafeMutableBytes(of: &ends) { ends throws(Errno) in
+      _ = try systemCall(
+        SYS_socketpair, Int(family), Int(type | Int32(SOCK_CLOEXEC.rawValue)), 0, Int(bitPattern: ends.baseAddress))
+    }
+    first = Descriptor(owning: ends.0)
+    second = Descriptor(owning: ends.1)
+  }
+
+  public init(first: consuming Descriptor, second: consuming Descriptor) {
+    self.first = first
+    self.second = second
+  }
+}
+
+/// struct sockaddr_un with this name: a path, or bytes after a zero byte.
+public func unixAddress(_ name: [UInt8]) -> [UInt8] {
+  withUnsafeBytes(of: UInt16(AF_UNIX)) { [UInt8]($0) } + name
 }

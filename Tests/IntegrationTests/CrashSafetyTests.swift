@@ -60,9 +60,10 @@ import Testing
     }
   }
 
-  @Test func aJobIsHarmedWhenTorporDiesAtAnyMoment() async throws {
+  @Test(arguments: [["tasks", "tree"], ["unixsockets"]])
+  func aJobIsHarmedWhenTorporDiesAtAnyMoment(_ job: [String]) async throws {
     try await withWorkspace { workspace in
-      let victim = try await Victim.start("tasks", ["tree"], in: workspace)
+      let victim = try await Victim.start(job[0], Array(job.dropFirst()), in: workspace)
       for _ in 0..<30 {
         let image = workspace.fresh("image")
         _ = try await workspace.torpor(
@@ -77,9 +78,10 @@ import Testing
     }
   }
 
-  @Test func processesAreLeftBehindWhenTorporDiesAtAnyMomentOfARestore() async throws {
+  @Test(arguments: [["tasks", "tree"], ["unixsockets"]])
+  func processesAreLeftBehindWhenTorporDiesAtAnyMomentOfARestore(_ job: [String]) async throws {
     try await withWorkspace { workspace in
-      let victim = try await Victim.start("tasks", ["tree"], in: workspace)
+      let victim = try await Victim.start(job[0], Array(job.dropFirst()), in: workspace)
       let pids = victim.pids
       let image = try await victim.checkpointAndStop()
       let report = try #require(Files.bytes("\(victim.folder)/report"))

@@ -169,6 +169,144 @@ public nonisolated struct ThreadExtras: Sendable {
   fileprivate var _machineCheck: UInt32? = nil
 }
 
+/// torpor-sockets.img, an entry for each unix socket that has something which UnixSkEntry has no field for.
+public nonisolated struct UnixSocketExtras: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// ID of the socket's file.
+  public var id: UInt32 = 0
+
+  /// What SO_PEERCRED tells it.
+  public var peer: SocketUser {
+    get {_peer ?? SocketUser()}
+    set {_peer = newValue}
+  }
+  /// Returns true if `peer` has been explicitly set.
+  public var hasPeer: Bool {self._peer != nil}
+  /// Clears the value of `peer`. Subsequent reads from it will return its default value.
+  public mutating func clearPeer() {self._peer = nil}
+
+  /// Of a listening socket: `ino` of the sockets whose connections wait to be accepted, in order.
+  public var waiting: [UInt32] = []
+
+  /// The directory that an absolute name starts from, where that is not the root directory.
+  public var base: String = String()
+
+  /// SO_PEEK_OFF, where it is not off.
+  public var peekOffset: Int32 {
+    get {_peekOffset ?? 0}
+    set {_peekOffset = newValue}
+  }
+  /// Returns true if `peekOffset` has been explicitly set.
+  public var hasPeekOffset: Bool {self._peekOffset != nil}
+  /// Clears the value of `peekOffset`. Subsequent reads from it will return its default value.
+  public mutating func clearPeekOffset() {self._peekOffset = nil}
+
+  /// SO_PASSPIDFD, and the negation of SO_PASSRIGHTS.
+  public var passesPidfd: Bool = false
+
+  public var refusesRights: Bool = false
+
+  /// The other end was closed with data that it had not read, and the owner has not been told yet.
+  public var isReset: Bool = false
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _peer: SocketUser? = nil
+  fileprivate var _peekOffset: Int32? = nil
+}
+
+public nonisolated struct SocketUser: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var pid: Int32 = 0
+
+  public var uid: UInt32 = 0
+
+  public var gid: UInt32 = 0
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// torpor-packets.img, an entry for each packet of sk-queues.img that has something which SkPacketEntry has no field
+/// for.
+public nonisolated struct PacketExtras: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Which entry of sk-queues.img, from 0.
+  public var index: UInt32 = 0
+
+  /// The sender's name.
+  public var sender: Data = Data()
+
+  /// Its credentials, where the receiver had asked for them.
+  public var user: SocketUser {
+    get {_user ?? SocketUser()}
+    set {_user = newValue}
+  }
+  /// Returns true if `user` has been explicitly set.
+  public var hasUser: Bool {self._user != nil}
+  /// Clears the value of `user`. Subsequent reads from it will return its default value.
+  public mutating func clearUser() {self._user = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _user: SocketUser? = nil
+}
+
+/// torpor-datagrams.img: what waits in an internet socket, in order.
+public nonisolated struct DatagramEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// ID of the socket's file.
+  public var id: UInt32 = 0
+
+  /// struct sockaddr_in or struct sockaddr_in6 of the sender.
+  public var sender: Data = Data()
+
+  public var data: Data = Data()
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// torpor-socket-options.img: options that are not as in a new socket, and that SkOptsEntry and its like have no fields
+/// for.
+public nonisolated struct SocketOptionEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// ID of the socket's file.
+  public var id: UInt32 = 0
+
+  /// As setsockopt(2) takes them.
+  public var level: Int32 = 0
+
+  public var name: Int32 = 0
+
+  public var value: Data = Data()
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 fileprivate nonisolated let _protobuf_package = "torpor.images"
@@ -431,6 +569,244 @@ nonisolated extension ThreadExtras: SwiftProtobuf.Message, SwiftProtobuf._Messag
     if lhs.ioPriority != rhs.ioPriority {return false}
     if lhs._machineCheck != rhs._machineCheck {return false}
     if lhs.tscFaults != rhs.tscFaults {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension UnixSocketExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".UnixSocketExtras"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}peer\0\u{1}waiting\0\u{1}base\0\u{3}peek_offset\0\u{3}passes_pidfd\0\u{3}refuses_rights\0\u{3}is_reset\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularMessageField(value: &self._peer) }()
+      case 3: try { try decoder.decodeRepeatedUInt32Field(value: &self.waiting) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.base) }()
+      case 5: try { try decoder.decodeSingularSInt32Field(value: &self._peekOffset) }()
+      case 6: try { try decoder.decodeSingularBoolField(value: &self.passesPidfd) }()
+      case 7: try { try decoder.decodeSingularBoolField(value: &self.refusesRights) }()
+      case 8: try { try decoder.decodeSingularBoolField(value: &self.isReset) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.id != 0 {
+      try visitor.visitSingularUInt32Field(value: self.id, fieldNumber: 1)
+    }
+    try { if let v = self._peer {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
+    } }()
+    if !self.waiting.isEmpty {
+      try visitor.visitPackedUInt32Field(value: self.waiting, fieldNumber: 3)
+    }
+    if !self.base.isEmpty {
+      try visitor.visitSingularStringField(value: self.base, fieldNumber: 4)
+    }
+    try { if let v = self._peekOffset {
+      try visitor.visitSingularSInt32Field(value: v, fieldNumber: 5)
+    } }()
+    if self.passesPidfd != false {
+      try visitor.visitSingularBoolField(value: self.passesPidfd, fieldNumber: 6)
+    }
+    if self.refusesRights != false {
+      try visitor.visitSingularBoolField(value: self.refusesRights, fieldNumber: 7)
+    }
+    if self.isReset != false {
+      try visitor.visitSingularBoolField(value: self.isReset, fieldNumber: 8)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: UnixSocketExtras, rhs: UnixSocketExtras) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs._peer != rhs._peer {return false}
+    if lhs.waiting != rhs.waiting {return false}
+    if lhs.base != rhs.base {return false}
+    if lhs._peekOffset != rhs._peekOffset {return false}
+    if lhs.passesPidfd != rhs.passesPidfd {return false}
+    if lhs.refusesRights != rhs.refusesRights {return false}
+    if lhs.isReset != rhs.isReset {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension SocketUser: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".SocketUser"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}pid\0\u{1}uid\0\u{1}gid\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularSInt32Field(value: &self.pid) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self.uid) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self.gid) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.pid != 0 {
+      try visitor.visitSingularSInt32Field(value: self.pid, fieldNumber: 1)
+    }
+    if self.uid != 0 {
+      try visitor.visitSingularUInt32Field(value: self.uid, fieldNumber: 2)
+    }
+    if self.gid != 0 {
+      try visitor.visitSingularUInt32Field(value: self.gid, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: SocketUser, rhs: SocketUser) -> Bool {
+    if lhs.pid != rhs.pid {return false}
+    if lhs.uid != rhs.uid {return false}
+    if lhs.gid != rhs.gid {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension PacketExtras: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".PacketExtras"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}index\0\u{1}sender\0\u{1}user\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.index) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self.sender) }()
+      case 3: try { try decoder.decodeSingularMessageField(value: &self._user) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.index != 0 {
+      try visitor.visitSingularUInt32Field(value: self.index, fieldNumber: 1)
+    }
+    if !self.sender.isEmpty {
+      try visitor.visitSingularBytesField(value: self.sender, fieldNumber: 2)
+    }
+    try { if let v = self._user {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: PacketExtras, rhs: PacketExtras) -> Bool {
+    if lhs.index != rhs.index {return false}
+    if lhs.sender != rhs.sender {return false}
+    if lhs._user != rhs._user {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension DatagramEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".DatagramEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}sender\0\u{1}data\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self.sender) }()
+      case 3: try { try decoder.decodeSingularBytesField(value: &self.data) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.id != 0 {
+      try visitor.visitSingularUInt32Field(value: self.id, fieldNumber: 1)
+    }
+    if !self.sender.isEmpty {
+      try visitor.visitSingularBytesField(value: self.sender, fieldNumber: 2)
+    }
+    if !self.data.isEmpty {
+      try visitor.visitSingularBytesField(value: self.data, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: DatagramEntry, rhs: DatagramEntry) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.sender != rhs.sender {return false}
+    if lhs.data != rhs.data {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension SocketOptionEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".SocketOptionEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}level\0\u{1}name\0\u{1}value\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularSInt32Field(value: &self.level) }()
+      case 3: try { try decoder.decodeSingularSInt32Field(value: &self.name) }()
+      case 4: try { try decoder.decodeSingularBytesField(value: &self.value) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.id != 0 {
+      try visitor.visitSingularUInt32Field(value: self.id, fieldNumber: 1)
+    }
+    if self.level != 0 {
+      try visitor.visitSingularSInt32Field(value: self.level, fieldNumber: 2)
+    }
+    if self.name != 0 {
+      try visitor.visitSingularSInt32Field(value: self.name, fieldNumber: 3)
+    }
+    if !self.value.isEmpty {
+      try visitor.visitSingularBytesField(value: self.value, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: SocketOptionEntry, rhs: SocketOptionEntry) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.level != rhs.level {return false}
+    if lhs.name != rhs.name {return false}
+    if lhs.value != rhs.value {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -66,6 +66,17 @@ public final class JobProcess {
   public var label: String { "\(pid) (\(name))" }
 }
 
+extension JobProcess {
+  /// A stand-in that holds, in our own descriptor table, what is on its way to this process.
+  func carrier() throws(Failure) -> JobProcess {
+    try attempt("Cannot look at torpor's own descriptors") { () throws(Errno) in
+      JobProcess(
+        pid: pid, proc: try ProcDirectory(getpid()), handle: try openProcess(getpid()),
+        memory: try .open("/proc/self/mem", O_RDONLY), statistics: statistics, status: status, parent: nil)
+    }
+  }
+}
+
 /// One thread of a frozen process.
 public final class JobThread {
   public let tid: ProcessID

@@ -11,10 +11,13 @@ struct DescriptorFacts {
   let link: String
   let status: stat
   let info: DescriptorInfo
+  /// It is on its way to the process in a socket, and `number` is our own.
+  let isInFlight: Bool
 
-  init(_ process: JobProcess, _ number: Int32) throws(Failure) {
+  init(_ process: JobProcess, _ number: Int32, isInFlight: Bool = false) throws(Failure) {
     self.process = process
     self.number = number
+    self.isInFlight = isInFlight
     do throws(Errno) {
       info = try DescriptorInfo(of: process.proc, number)
       link = try process.proc.link("fd/\(number)")
@@ -37,7 +40,7 @@ struct DescriptorFacts {
   /// CRIU numbers sockets and pipes by the lower half of their inode's number.
   var inode: UInt32 { UInt32(truncatingIfNeeded: status.st_ino) }
   /// For messages: `descriptor 17`.
-  var label: String { "descriptor \(number)" }
+  var label: String { isInFlight ? "a descriptor on its way to it in a unix socket" : "descriptor \(number)" }
 
   /// A duplicate of ours.
   func duplicate() throws(Failure) -> Descriptor {

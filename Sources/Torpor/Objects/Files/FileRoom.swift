@@ -33,7 +33,7 @@ extension FileRoom {
 enum FileRooms {
   static let all: [any FileRoom.Type] = [
     PipeRoom.self, EventCounterRoom.self, EventPollRoom.self, TimerDescriptorRoom.self, SignalDescriptorRoom.self,
-    FileWatchRoom.self, InternetSocketRoom.self, TerminalRoom.self, FIFORoom.self, MemfdRoom.self, RegularFileRoom.self,
+    FileWatchRoom.self, UnixSocketRoom.self, InternetSocketRoom.self, TerminalRoom.self, FIFORoom.self, MemfdRoom.self, RegularFileRoom.self,
   ]
 
   static func room(for facts: DescriptorFacts) -> (any FileRoom.Type)? { all.first { $0.recognises(facts) } }
@@ -70,7 +70,6 @@ enum UnknownFile {
       return "a socket"
     }
     switch family {
-    case AF_UNIX: return "a unix socket"
     case AF_NETLINK: return "a netlink socket"
     case AF_PACKET: return "a packet socket"
     default: return "a socket of address family \(family)"

@@ -1,6 +1,7 @@
 import CLinux
 import Images
 import Linux
+import Logging
 import SystemPackage
 
 /// The files of a job that is being built: read from the image, opened once, dealt out.
@@ -10,6 +11,8 @@ public final class RestoredFiles {
   /// The rows of each descriptor table, by ascending number.
   private var tables: [UInt32: [FdinfoEntry]] = [:]
   private var openIDs: Set<UInt32> = []
+  /// Every process, as others see it, and the number of its table.
+  private var owners: [(user: SocketUser, table: UInt32)] = []
   private var descriptors: [UInt32: Int32] = [:]
   private var watchesLeft: [UInt32: [EventpollTfdEntry]] = [:]
   private let locks: RestoredLocks
@@ -17,6 +20,10 @@ public final class RestoredFiles {
   var ghosts: RestoredGhosts
   var terminals: RestoredTerminals
   let sharedMemory: RestoredSharedMemory
+  let unixSockets: RestoredUnixSockets
+  let datagrams: RestoredDatagrams
+  /// Where warnings go while files are opened.
+  private(set) var log: Logger?
 
   /// Reads every table and every open file, and checks that they fit together.
   public init(image: ImageReader, processes: [RestoredProcess]) throws(Failure) {
@@ -26,13 +33,19 @@ public final class RestoredFiles {
     ghosts = try RestoredGhosts(image)
     terminals = try RestoredTerminals(image)
     sharedMemory = try RestoredSharedMemory(image)
+    unixSockets = try RestoredUnixSockets(image)
+    datagrams = try RestoredDatagrams(image)
     for entry in try image.readAll(.files, as: FileEntry.self) {
       guard entries.updateValue(entry, forKey: entry.id) == nil else {
         throw damaged("two files have the number \(entry.id)")
       }
+      if entry.type == .unixsk, !unixSockets.note(entry.usk) { throw damaged("two sockets have the number \(entry.usk.ino)") }
     }
+    try readInFlight()
     for process in processes where !process.isZombie {
       try readTable(of: process)
+      let credentials = process.cores.first { $0.hasThreadCore }?.threadCore.creds ?? CredsEntry()
+      owners.append((.with { ($0.pid, $0.uid, $0.gid) = (process.pid, credentials.euid, credentials.egid) }, process.ids.filesID))
       guard let memory = process.memory, entries[memory.exeFileID]?.type == .reg else {
         throw damaged("process \(process.pid) has no executable")
       }
@@ -49,6 +62,16 @@ public final class RestoredFiles {
     Failure(
       .badImage, "Cannot read the image \(image.path)", why: "it is damaged: \(why)",
       advice: "use another image, or a good copy of this one")
+  }
+
+  /// Files that no process has yet, on their way in unix sockets.
+  private func readInFlight() throws(Failure) {
+    for id in unixSockets.packets.files {
+      guard let entry = entries[id], FileRooms.room(for: entry.type) != nil else {
+        throw damaged("file \(id), which is on its way in a socket, is not there")
+      }
+      openIDs.insert(id)
+    }
   }
 
   private func readTable(of process: RestoredProcess) throws(Failure) {
@@ -125,6 +148,15 @@ public final class RestoredFiles {
     return max(own, Int32(clamping: mapped * 2 + 2))
   }
 
+  /// A process that has the open file; nil where there is none.
+  func holder(of id: UInt32) -> SocketUser? {
+    for (process, table) in owners {
+      guard let rows = tables[table], rows.contains(where: { $0.id == id }) else { continue }
+      return process
+    }
+    return nil
+  }
+
   // MARK: Names
 
   /// The file `id` that belongs to another entry.
@@ -157,6 +189,8 @@ public final class RestoredFiles {
 
   /// Opens every open file once, in this process.
   public func openAll(_ restoring: Restoring) throws(Failure) {
+    log = restoring.log
+    try unixSockets.make(restoring, self)
     for entry in entries.values.sorted(by: { $0.id < $1.id }) where isOpen(entry.id) {
       guard let room = FileRooms.room(for: entry.type) else { continue }
       let descriptor = try room.open(entry, self)
@@ -165,6 +199,7 @@ public final class RestoredFiles {
       if entry.type == .eventpoll { watchesLeft[entry.id] = entry.epfd.tfd }
       descriptors[entry.id] = descriptor.release()
     }
+    try unixSockets.finish(descriptors, restoring, self)
   }
 
   /// Sets what of an open file is changed with fcntl(2).
@@ -282,6 +317,7 @@ public final class RestoredFiles {
       close(descriptor)
     }
     descriptors = [:]
+    unixSockets.handOver()
     pipes.closeAll()
     ghosts.closeAll()
     terminals.handOver()

@@ -23,6 +23,10 @@ public final class SavedFiles {
   var locks = SavedLocks()
   var ghosts = SavedGhosts()
   var sharedMemory = SavedSharedMemory()
+  let unixSockets = SavedUnixSockets()
+  var datagrams = SavedDatagrams()
+  /// Stand-ins for the processes that will get files which are still on their way to them.
+  private var carriers: [ProcessID: JobProcess] = [:]
 
   public init() {}
 
@@ -40,21 +44,14 @@ public final class SavedFiles {
     table.rows.reserveCapacity(numbers.count)
     for (index, number) in numbers.enumerated() {
       let facts = if let readAhead { readAhead[index] } else { try DescriptorFacts(process, number) }
-      guard let room = FileRooms.room(for: facts) else {
-        let (what, advice) = UnknownFile.describe(facts)
-        saving.refuse(process, "\(facts.label) is \(what) (\(facts.link))", advice: advice)
-        continue
-      }
-      let (fileID, isNew) = try openFiles.id(of: facts, newID: newID)
-      if isNew, let entry = try room.save(facts, id: fileID, saving) { entries.append(entry) }
+      guard let (fileID, type) = try collect(facts, saving) else { continue }
       locks.note(facts, id: fileID, saving)
-      pipes.noteHolder(facts)
       eventPolls.noteDescriptor(facts, id: fileID)
       table.rows.append(
         .with {
           $0.id = fileID
           $0.flags = facts.info.closesOnExec ? UInt32(FD_CLOEXEC) : 0
-          $0.type = room.type
+          $0.type = type
           $0.fd = UInt32(number)
         })
     }
@@ -62,8 +59,40 @@ public final class SavedFiles {
     return table.id
   }
 
+  /// Looks at an open file; nil where no room knows it, which has been noted then.
+  private func collect(_ facts: DescriptorFacts, _ saving: Saving) throws(Failure) -> (id: UInt32, type: FdTypes)? {
+    guard let room = FileRooms.room(for: facts) else {
+      let (what, advice) = UnknownFile.describe(facts)
+      saving.refuse(facts.process, "\(facts.label) is \(what) (\(facts.link))", advice: advice)
+      return nil
+    }
+    let (id, isNew) = try openFiles.id(of: facts, newID: newID)
+    if isNew, let entry = try room.save(facts, id: id, saving) { entries.append(entry) }
+    pipes.noteHolder(facts)
+    return (id, room.type)
+  }
+
+  /// Looks at an open file that is on its way to `receiver` in a socket.
+  ///
+  /// - Parameter number: our own descriptor of it, which stays open until the image is written.
+  /// - Returns: its ID; nil where it cannot be saved, which has been noted then.
+  func collectInFlight(_ number: Int32, to receiver: JobProcess, _ saving: Saving) throws(Failure) -> UInt32? {
+    if carriers[receiver.pid] == nil { carriers[receiver.pid] = try receiver.carrier() }
+    guard let carrier = carriers[receiver.pid] else { return nil }
+    let facts = try DescriptorFacts(carrier, number, isInFlight: true)
+    let known = lastID
+    guard let (id, _) = try collect(facts, saving) else { return nil }
+    if id > known, facts.info.detail("lock") != nil {
+      saving.refuse(
+        receiver, "\(facts.label) has a lock (\(facts.link))", advice: "try again when the job has taken it")
+    }
+    return id
+  }
+
   /// Looks at what can only be judged when all processes have been looked at.
   func finishCollecting(_ saving: Saving) throws(Failure) {
+    try unixSockets.finish(saving)
+    try datagrams.finish()
     try pipes.finish(saving)
     terminals.finish(saving)
     try eventPolls.finish(saving)
@@ -111,6 +140,8 @@ public final class SavedFiles {
     try locks.write(to: image)
     try ghosts.write(to: image)
     try sharedMemory.write(to: image)
+    try unixSockets.write(to: image) { entries.append($0) }
+    try datagrams.write(to: image)
     for entry in eventPolls.entries { entries.append(entry) }
     if !entries.isEmpty { try image.write(.files, all: entries) }
   }

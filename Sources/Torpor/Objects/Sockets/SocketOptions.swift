@@ -79,6 +79,7 @@ enum SocketOptions {
     if ip.pktinfo { try set(socket, level, isV6 ? IP.v6PacketInformation : IP.packetInformation, 1) }
     if ip.hasTos, !isV6 { try set(socket, level, IP.typeOfService, ip.tos) }
     if ip.hasTtl, !isV6 { try set(socket, level, IP.timeToLive, ip.ttl) }
+    guard entry.proto == UInt32(TCP.level) else { return }
     let tcp = entry.tcpOpts
     if tcp.hasKeepcnt { try set(socket, TCP.level, TCP.keepCount, tcp.keepcnt) }
     if tcp.hasKeepidle { try set(socket, TCP.level, TCP.keepIdle, tcp.keepidle) }
@@ -87,7 +88,7 @@ enum SocketOptions {
     if tcp.hasCork { try set(socket, TCP.level, TCP.cork, tcp.cork ? 1 : 0) }
   }
 
-  private static func applyGeneral(_ entry: SkOptsEntry, to socket: borrowing Descriptor) throws(Errno) {
+  static func applyGeneral(_ entry: SkOptsEntry, to socket: borrowing Descriptor) throws(Errno) {
     func set(_ name: Int32, _ value: UInt32) throws(Errno) { try self.set(socket, SOL_SOCKET, name, value) }
     func set(_ name: Int32, _ value: Bool) throws(Errno) { try self.set(socket, SOL_SOCKET, name, value ? 1 : 0) }
     try setBuffer(socket, SO_SNDBUF, force: SO_SNDBUFFORCE, entry.soSndbuf)
