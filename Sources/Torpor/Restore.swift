@@ -33,8 +33,9 @@ public enum Restore {
     guard options.pidNamespace != .always else { return try runInNamespace(path, options, log: log, progress: progress) }
     do throws(Failure) { return try runHere(path, options, log: log, progress: progress) } catch {
       guard error.kind == .idTaken, options.pidNamespace == .auto else { throw error }
-      log.debug("\(error.why)")
-      return try runInNamespace(path, options, log: log, progress: progress)
+      let job = try runInNamespace(path, options, log: log, progress: progress)
+      job.namespace?.reason = error.why
+      return job
     }
   }
 
@@ -128,11 +129,27 @@ public enum Restore {
     }
   }
 
+  /// A process in a group or session whose leader has ended: the leader's ID is not free before that is.
+  private static func member(ofGroupOrSession id: ProcessID) -> String? {
+    guard let directory = try? Descriptor.open("/proc", O_RDONLY | O_DIRECTORY),
+      let pids = try? numericEntries(of: directory)
+    else { return nil }
+    for pid in pids {
+      guard let proc = try? ProcDirectory(pid), let statistics = try? TaskStatistics(of: proc),
+        statistics.processGroup == id || statistics.session == id
+      else { continue }
+      return "\(pid) (\(statistics.command), state \(statistics.state), child of \(statistics.parent))"
+    }
+    return nil
+  }
+
   static func taken(_ pid: ProcessID, _ path: String) -> Failure {
     var holder = "by another process"
     if let proc = try? ProcDirectory(pid), let statistics = try? TaskStatistics(of: proc) {
       let zombie = statistics.state == "Z" ? ", which has ended but not been waited for by \(statistics.parent)" : ""
       holder = "by \(pid) (\(statistics.command))\(zombie)"
+    } else if let member = member(ofGroupOrSession: pid) {
+      holder = "as the process group or session of \(member)"
     }
     return Failure(
       .idTaken, "Cannot restore \(path)", why: "the process ID \(pid) is taken \(holder)",

@@ -44,7 +44,9 @@ struct RestoreCommand: ParsableCommand {
       Console.print("\(job.rootPID)")
     }
     if let namespace = job.namespace, !common.json {
-      Console.error("torpor: the job runs in a PID namespace of its own: its process \(namespace.rootPID) is \(job.rootPID) here")
+      let reason = namespace.reason.isEmpty ? "" : "\(namespace.reason); "
+      Console.error(
+        "torpor: \(reason)the job runs in a PID namespace of its own: its process \(namespace.rootPID) is \(job.rootPID) here")
     }
     guard !detach else { return }
     let status = try Console.reporting { () throws(Failure) in try Foreground.wait(for: job) }

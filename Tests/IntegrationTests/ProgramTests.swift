@@ -40,6 +40,46 @@ import Testing
     }
   }
 
+  @Test func aBuildMakesOtherPrograms() async throws {
+    try await withWorkspace { workspace in
+      let sources = "\(Host.packageRoot)/Tests/Victims"
+      func folder(_ name: String) throws -> String {
+        let folder = workspace.file(name)
+        try Files.makeFolder(folder)
+        for file in Files.names(in: sources) where file == "Makefile" || file.hasSuffix(".c") || file.hasSuffix(".h") {
+          try Files.copy("\(sources)/\(file)", to: "\(folder)/\(file)")
+        }
+        return folder
+      }
+      let undisturbed = try folder("undisturbed")
+      let build = try await workspace.run("make", ["-j8"], folder: undisturbed, limit: .seconds(120))
+      try #require(build.status == .code(0), "\(build)")
+      // Somewhere else the compiler would write other paths into what it makes.
+      Files.remove("\(workspace.path)/kept")
+      rename("\(undisturbed)/bin", "\(workspace.path)/kept")
+      let victim = try Victim("make", ["-j8"], in: workspace, workingFolder: undisturbed)
+      var generations = 0
+      while generations < 20 {
+        try await Task.sleep(for: .milliseconds(.random(in: 10...150)))
+        let image = workspace.fresh("image")
+        let run = try await workspace.torpor(["checkpoint", "\(victim.pid)", "--stop", "--output", image])
+        if run.status == .code(2) { break } // it was done before
+        try #require(run.succeeded, "\(run)")
+        try #require(await Reaper.waitUntilGone(try await workspace.processes(in: image)).isEmpty)
+        try await victim.restore(image)
+        Files.remove(image)
+        generations += 1
+      }
+      #expect(generations > 1, "the build was done after \(generations) restores")
+      _ = await Reaper.wait(for: victim.pid, within: .seconds(120))
+      let made = Files.names(in: "\(undisturbed)/bin")
+      #expect(made == Files.names(in: "\(workspace.path)/kept"), "\(victim.explanation)")
+      for name in made {
+        #expect(Files.bytes("\(undisturbed)/bin/\(name)") == Files.bytes("\(workspace.path)/kept/\(name)"), "\(name) is another")
+      }
+    }
+  }
+
   @Test func redisForgetsItsKeys() async throws {
     try await withWorkspace { workspace in
       let port = try FreePort.find()

@@ -52,15 +52,38 @@ struct Freezer {
 
   private mutating func freeze(_ pid: ProcessID, parent: JobProcess?) throws(Failure) {
     guard seen.insert(pid).inserted else { return }
-    guard let process = try open(pid, parent: parent) else { return }
+    guard var process = try open(pid, parent: parent) else { return }
+    guard parent != nil || !process.isZombie else { throw Suitability.noSuchProcess(pid) }
     if !process.isZombie {
       try stopThreads(of: process)
-      if process.threads.isEmpty { return }
+      if process.threads.isEmpty {
+        // It has ended meanwhile. Its parent, which stands, has yet to learn how.
+        guard let parent else { throw Suitability.noSuchProcess(pid) }
+        guard let ended = try awaitEnd(of: pid, parent) else { return }
+        process = ended
+      }
     }
     job.processes.append(process)
     parent?.children.append(process)
     log.debug("stopped \(process.label) with \(process.threads.count) threads")
     for child in try children(of: process) { try freeze(child, parent: process) }
+  }
+
+  /// A process that is ending cannot be seized any more, and is no zombie yet.
+  ///
+  /// - Returns: the zombie that it has become, or nil where its parent does not want to know.
+  private func awaitEnd(of pid: ProcessID, _ parent: JobProcess) throws(Failure) -> JobProcess? {
+    let deadline = Clock.monotonic() + Self.patience
+    while let process = try open(pid, parent: parent) {
+      if process.isZombie { return process }
+      guard Clock.monotonic() < deadline else {
+        throw Failure(
+          .refused, "Cannot checkpoint \(process.label)", why: "it has been ending for \(Int(Self.patience)) seconds",
+          advice: "try again when it has ended")
+      }
+      usleep(100)
+    }
+    return nil
   }
 
   private mutating func freezeNewChildren() throws(Failure) -> Bool {
@@ -76,6 +99,17 @@ struct Freezer {
 
   /// nil for a process that has ended and been reaped meanwhile.
   private func open(_ pid: ProcessID, parent: JobProcess?) throws(Failure) -> JobProcess? {
+    let deadline = Clock.monotonic() + Self.patience
+    while true {
+      if let process = try tryToOpen(pid, parent: parent) { return process }
+      // One that is just ending has no memory any more, and is no zombie yet.
+      guard kill(pid, 0) == 0, Clock.monotonic() < deadline else { return nil }
+      usleep(100)
+    }
+  }
+
+  /// nil for a process that has ended, or is about to.
+  private func tryToOpen(_ pid: ProcessID, parent: JobProcess?) throws(Failure) -> JobProcess? {
     do throws(Errno) {
       var proc = try ProcDirectory(pid)
       var statistics = try TaskStatistics(of: proc)

@@ -204,10 +204,12 @@ private enum NamespaceInit {
 
 /// A restored job in a PID namespace of its own.
 public final class NamespacedJob: @unchecked Sendable {
-  // The errand is only waited for, by one caller.
+  // The errand is only waited for, by one caller; the reason is set before anybody has this.
   private let errand: Errand
   /// The process ID of the job's root inside of the namespace.
   public let rootPID: ProcessID
+  /// Which ID was taken by whom; empty where the caller wanted a namespace.
+  public internal(set) var reason = ""
 
   init(rootPID: ProcessID, _ errand: Errand) {
     self.rootPID = rootPID

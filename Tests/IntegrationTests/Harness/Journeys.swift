@@ -14,6 +14,16 @@ struct Expectations {
   var limit: Duration = .seconds(60)
 }
 
+extension Workspace {
+  /// The processes that an image holds; from now on this test cares for them.
+  func processes(in image: String) async throws -> [pid_t] {
+    let shown = try await torpor(["show", image, "--json"])
+    let saved = (try shown.json()["processes"] as? [[String: Any]] ?? []).compactMap { ($0["pid"] as? Int).map { pid_t($0) } }
+    own(saved)
+    return saved
+  }
+}
+
 extension Victim {
   /// The job is unharmed: not stopped, not traced, counting on, with nothing to complain about.
   func expectUnharmed(_ what: String, _ expectations: Expectations = Expectations(), sourceLocation: SourceLocation) async {
@@ -61,10 +71,8 @@ extension Victim {
     try #require(run.succeeded, "\(run)", sourceLocation: sourceLocation)
     try expectImage(image, sourceLocation: sourceLocation)
     // The image may hold processes that were born after we looked.
-    let shown = try await workspace.torpor(["show", image, "--json"])
-    let saved = (try shown.json()["processes"] as? [[String: Any]] ?? []).compactMap { ($0["pid"] as? Int).map { pid_t($0) } }
-    #expect(saved.contains(pid), "\(shown)", sourceLocation: sourceLocation)
-    workspace.own(saved)
+    let saved = try await workspace.processes(in: image)
+    #expect(saved.contains(pid), "\(saved)", sourceLocation: sourceLocation)
     let left = await Reaper.waitUntilGone(Array(Set(pids).union(saved)))
     try #require(left.isEmpty, "processes \(left) are still there after checkpoint --stop", sourceLocation: sourceLocation)
     return image
@@ -83,7 +91,8 @@ extension Victim {
 
   /// Restores in the background; the job's PIDs are this test's again.
   func restore(_ image: String, _ expectations: Expectations = Expectations(), sourceLocation: SourceLocation = #_sourceLocation) async throws {
-    let run = try await workspace.torpor(["restore", image, "--detach"], limit: expectations.limit)
+    // Every ID must be free again: a namespace would only hide that something of the job was left behind.
+    let run = try await workspace.torpor(["restore", image, "--detach", "--pid-namespace", "never"], limit: expectations.limit)
     try #require(run.succeeded, "\(run)", sourceLocation: sourceLocation)
     #expect(
       run.output.split(whereSeparator: \.isWhitespace).contains("\(pid)"), "the root PID \(pid) is not printed: \(run)",
