@@ -30,7 +30,8 @@ final class PeekKeeper {
               let result = clinux_syscall(
                 Int(SYS_clone3), Int(bitPattern: arguments), MemoryLayout<clinux_clone_args>.size, 0, 0, 0, 0)
               guard result == 0 else { return result }
-              _ = clinux_syscall(Int(SYS_sched_setscheduler), 0, 1 /* SCHED_FIFO */, Int(bitPattern: priority), 0, 0, 0)
+              _ = clinux_syscall(
+                Int(SYS_sched_setscheduler), 0, 1 /* SCHED_FIFO */, Int(bitPattern: priority), 0, 0, 0)
               Self.keep(numbers, offsets, reading, ours, word)
               return 0
             }

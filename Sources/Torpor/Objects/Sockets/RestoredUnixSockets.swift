@@ -42,7 +42,9 @@ final class RestoredUnixSockets {
   func number(ofFile id: UInt32) -> Int32? { inodes[id].flatMap { made[$0] } }
 
   func descriptor(of entry: UnixSkEntry) throws(Failure) -> Descriptor {
-    guard let number = made[entry.ino] else { throw Failure("Cannot restore a unix socket", why: "it has not been made") }
+    guard let number = made[entry.ino] else {
+      throw Failure("Cannot restore a unix socket", why: "it has not been made")
+    }
     return try attempt("Cannot restore a unix socket") { () throws(Errno) in
       Descriptor(owning: Int32(try systemCall(Int32(SYS_fcntl), Int(number), Int(F_DUPFD_CLOEXEC), 0)))
     }
@@ -52,14 +54,18 @@ final class RestoredUnixSockets {
 
   func check(_ entry: UnixSkEntry, _ files: RestoredFiles) throws(Failure) {
     let types = [SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET].map { UInt32($0.rawValue) }
-    guard types.contains(entry.type), entry.name.count <= 108 else { throw files.damaged("a unix socket is of no type") }
+    guard types.contains(entry.type), entry.name.count <= 108 else {
+      throw files.damaged("a unix socket is of no type")
+    }
     if entry.isExternal {
       guard entry.isDatagram, !entry.name.isEmpty else { throw outside(entry, files) }
       return try names.checkReceiver(entry, files.what)
     }
     guard entry.uflags == 0 else { throw outside(entry, files) }
     if let peer = peer(of: entry), !peer.isExternal {
-      guard peer.type == entry.type else { throw files.damaged("unix socket \(entry.ino) is connected to one of another type") }
+      guard peer.type == entry.type else {
+        throw files.damaged("unix socket \(entry.ino) is connected to one of another type")
+      }
     } else if entry.peer != 0, entries[entry.peer] == nil {
       throw files.damaged("unix socket \(entry.ino) is connected to one that is not there")
     }
@@ -104,7 +110,6 @@ final class RestoredUnixSockets {
 
   private func isWaiting(_ entry: UnixSkEntry) -> Bool { peer(of: entry)?.isListening == true }
 
-
   private func socket(_ entry: UnixSkEntry, _ files: RestoredFiles) throws(Failure) -> Descriptor {
     try attempt("\(files.what): a unix socket") { () throws(Errno) in
       try Descriptor.socket(AF_UNIX, Int32(entry.type), 0)
@@ -115,7 +120,9 @@ final class RestoredUnixSockets {
   private func connectStream(_ entry: UnixSkEntry, _ actors: SocketActors, _ files: RestoredFiles) throws(Failure) {
     guard made[entry.ino] == nil, !isWaiting(entry) else { return }
     let other = peer(of: entry)
-    if let other, !files.isOpen(other.id) { throw files.damaged("unix socket \(entry.ino) is connected to one that nobody has") }
+    if let other, !files.isOpen(other.id) {
+      throw files.damaged("unix socket \(entry.ino) is connected to one that nobody has")
+    }
     try adopt(connection(entry, other, actors, files), entry, other)
   }
 
@@ -151,7 +158,9 @@ final class RestoredUnixSockets {
       let accepted = try attempt(files.what) { () throws(Errno) in try listener.accept() }
       return isServer ? SocketPair(first: accepted, second: calling) : SocketPair(first: calling, second: accepted)
     } catch {
-      throw Failure(error.kind, files.what, why: "the connection of the unix socket\(server.place): \(error.why)", advice: error.advice)
+      throw Failure(
+        error.kind, files.what, why: "the connection of the unix socket\(server.place): \(error.why)",
+        advice: error.advice)
     }
   }
 
@@ -245,7 +254,8 @@ final class RestoredUnixSockets {
     }
   }
 
-  private func connectDatagram(_ entry: UnixSkEntry, _ done: inout Set<UInt32>, _ files: RestoredFiles) throws(Failure) {
+  private func connectDatagram(_ entry: UnixSkEntry, _ done: inout Set<UInt32>, _ files: RestoredFiles) throws(Failure)
+  {
     guard done.insert(entry.ino).inserted, let number = made[entry.ino] else { return }
     for inode in order {
       guard let other = entries[inode], other.isDatagram, other.peer == entry.ino, inode != entry.peer else { continue }
@@ -284,9 +294,12 @@ final class RestoredUnixSockets {
       guard let inode = inodes[id], let entry = entries[inode], let number = made[inode] else { continue }
       let peer = peer(of: entry).flatMap { made[$0.ino] } ?? closedPeers[inode]
       let route = PacketFiller.Route(
-        receiver: number, type: Int32(entry.type), peer: entry.isDatagram && entry.peer != 0 && self.peer(of: entry)?.name.isEmpty == false ? nil : peer,
+        receiver: number, type: Int32(entry.type),
+        peer: entry.isDatagram && entry.peer != 0 && self.peer(of: entry)?.name.isEmpty == false ? nil : peer,
         address: entry.name.isEmpty ? [] : Self.address(entry, handles[inode]))
-      try filler.fill(route, group) { name in self.sender(named: name) } bind: { socket, name throws(Failure) in
+      try filler.fill(route, group) { name in
+        self.sender(named: name)
+      } bind: { socket, name throws(Failure) in
         _ = try self.name(socket, .with { $0.name = Data(name) }, .nowhere)
       }
     }
@@ -303,7 +316,9 @@ final class RestoredUnixSockets {
 
   private func sender(named name: [UInt8]) -> Int32? {
     for inode in order {
-      guard let entry = entries[inode], entry.isDatagram, Array(entry.name) == name, let number = made[inode] else { continue }
+      guard let entry = entries[inode], entry.isDatagram, Array(entry.name) == name, let number = made[inode] else {
+        continue
+      }
       return number
     }
     return nil

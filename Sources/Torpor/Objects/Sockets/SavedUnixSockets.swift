@@ -56,6 +56,10 @@ final class SavedUnixSockets {
     do throws(Errno) {
       try readOptions(socket, &entry, &extras)
       try saving.files.datagrams.noteOptions(socket, id: id)
+    } catch .permissionDenied {
+      return saving.refuse(
+        facts.process, "\(facts.label) is a unix socket\(entry.place) with a BPF program as its filter",
+        advice: "detach it before the checkpoint, or wait for a version of torpor that saves it")
     } catch {
       throw Failure("Cannot look at \(facts.label) of \(facts.process.label)", error)
     }
@@ -97,11 +101,9 @@ final class SavedUnixSockets {
 
   /// What of a socket cannot be seen well enough.
   private func obstacle(_ socket: borrowing Descriptor, _ entry: UnixSkEntry) -> String? {
-    if entry.isStream, entry.isConnected, (try? socket.receive(upTo: 1, flags: Int32(MSG_PEEK) | Int32(MSG_OOB))) != nil {
+    if entry.isStream, entry.isConnected, (try? socket.receive(upTo: 1, flags: Int32(MSG_PEEK) | Int32(MSG_OOB))) != nil
+    {
       return "with urgent data (MSG_OOB) that has not been read"
-    }
-    if let filter = try? socket.optionBytes(SOL_SOCKET, SO_ATTACH_FILTER, room: 0), !filter.isEmpty {
-      return "with a packet filter"
     }
     return nil
   }
@@ -266,7 +268,9 @@ final class SavedUnixSockets {
     external.append(
       .with {
         ($0.id, $0.ino, $0.type) = (saving.files.newID(), inode, member.entry.type)
-        ($0.state, $0.flags, $0.uflags) = (UInt32(UnixSocketFacts.unconnected), UInt32(O_RDWR), UnixSocketRoom.isExternal)
+        ($0.state, $0.flags, $0.uflags) = (
+          UInt32(UnixSocketFacts.unconnected), UInt32(O_RDWR), UnixSocketRoom.isExternal
+        )
         ($0.backlog, $0.peer, $0.fown, $0.name) = (0, 0, .none, Data(name))
         $0.opts = .with {
           ($0.soSndbuf, $0.soRcvbuf) = (0, 0)

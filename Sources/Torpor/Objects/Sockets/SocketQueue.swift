@@ -110,7 +110,8 @@ struct SocketQueue: ~Copyable {
     try socket.setOption(SOL_SOCKET, SO_PEEK_OFF, Int32(clamping: offset))
     do throws(Errno) {
       return try systemCall(
-        Int32(SYS_recvfrom), Int(socket.number), room + size - (count - 1), count, Int(Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)))
+        Int32(SYS_recvfrom), Int(socket.number), room + size - (count - 1), count,
+        Int(Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)))
     } catch .badAddress { return 0 }
   }
 }
