@@ -67,9 +67,7 @@ enum UnknownFile {
   ]
 
   private static func socket(_ facts: DescriptorFacts) -> String {
-    guard let duplicate = try? facts.duplicate(), let family = try? duplicate.option(SOL_SOCKET, SO_DOMAIN) else {
-      return "a socket"
-    }
+    guard let family = facts.family else { return "a socket" }
     switch family {
     case AF_PACKET: return "a packet socket"
     default: return "a socket of address family \(family)"

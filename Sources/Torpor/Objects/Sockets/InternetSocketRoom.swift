@@ -13,12 +13,7 @@ enum InternetSocketRoom: FileRoom {
   private static let closed: UInt32 = 7
   private static let listening: UInt32 = 10
 
-  static func recognises(_ facts: DescriptorFacts) -> Bool {
-    guard facts.fileType == FileKind.socket, facts.link.hasPrefix("socket:["), let duplicate = try? facts.duplicate(),
-      let family = try? duplicate.option(SOL_SOCKET, SO_DOMAIN)
-    else { return false }
-    return family == AF_INET || family == AF_INET6
-  }
+  static func recognises(_ facts: DescriptorFacts) -> Bool { facts.family == AF_INET || facts.family == AF_INET6 }
 
   // MARK: Save
 

@@ -8,12 +8,7 @@ import SystemPackage
 enum NetlinkSocketRoom: FileRoom {
   static let type = FdTypes.netlinksk
 
-  static func recognises(_ facts: DescriptorFacts) -> Bool {
-    guard facts.fileType == FileKind.socket, facts.link.hasPrefix("socket:["), let duplicate = try? facts.duplicate(),
-      let family = try? duplicate.option(SOL_SOCKET, SO_DOMAIN)
-    else { return false }
-    return family == AF_NETLINK
-  }
+  static func recognises(_ facts: DescriptorFacts) -> Bool { facts.family == AF_NETLINK }
 
   // MARK: Save
 

@@ -23,6 +23,8 @@ final class SavedUnixSockets {
   private var inFlight: [Int32] = []
   /// Which listening socket's queue a connecting socket stands in.
   private var queueOf: [UInt32: UInt32] = [:]
+  /// What those who are connected to a socket have sent and nobody has read, in memory.
+  private var sentTo: [UInt32: Int] = [:]
 
   deinit { for descriptor in inFlight { close(descriptor) } }
 
@@ -80,7 +82,10 @@ final class SavedUnixSockets {
       () throws(Errno) in try readUnixSockets()
     }
     table = read
-    for socket in read.values { for client in socket.waiting where client != 0 { queueOf[client] = socket.inode } }
+    for socket in read.values {
+      for client in socket.waiting where client != 0 { queueOf[client] = socket.inode }
+      if let peer = socket.peer { sentTo[peer, default: 0] += Int(socket.sendQueue) }
+    }
     return read
   }
 
@@ -187,8 +192,7 @@ final class SavedUnixSockets {
   private func lookForHidden(_ messages: [ReceivedMessage], _ member: Member, _ saving: Saving) throws(Failure) {
     guard !member.entry.isStream else { return }
     // A sender that is connected can be asked.
-    let sent = try kernelTable().values.filter { $0.peer == member.facts.inode }.reduce(0) { $0 + Int($1.sendQueue) }
-    guard sent > 0 else { return }
+    guard let sent = sentTo[member.facts.inode], sent > 0 else { return }
     let type = Int32(member.entry.type)
     let (needed, least) = try attempt("Cannot measure the queue of a unix socket") { () throws(Errno) in
       (
