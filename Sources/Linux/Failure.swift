@@ -19,6 +19,8 @@ public struct Failure: Error, Sendable, CustomStringConvertible {
     case cannotRestore = 5
     /// The caller has no right to do this.
     case noPermission = 6
+    /// Somebody else has a process ID of the job.
+    case idTaken = 7
   }
 
   public var kind: Kind

@@ -40,6 +40,11 @@ public enum Checkpoint {
   ) throws(Failure) -> CheckpointReport {
     let start = Clock.monotonic()
     let output = try OutputPath.choose(options.output, for: pid)
+    if let inside = PIDNamespace.insidePID(of: pid) {
+      var options = options
+      options.output = OutputPath.absolute(output)
+      return try runInNamespace(pid, inside, options, log: log, progress: progress)
+    }
     let job = try Freezer.freeze(pid, log: log)
     FaultPoint.reach(.checkpointFrozen)
     let frozen = Clock.monotonic()
@@ -68,11 +73,41 @@ public enum Checkpoint {
 
   /// Every reason why a checkpoint would be refused; none if it would succeed. The job goes on.
   public static func obstacles(_ pid: ProcessID, log: Logger) throws(Failure) -> [Failure] {
+    if let inside = PIDNamespace.insidePID(of: pid) { return try obstaclesInNamespace(pid, inside, log: log) }
     let job = try Freezer.freeze(pid, log: log)
     defer { letGo(job) }
     let saving = Saving(job: job, log: log)
     _ = try collect(saving)
     return saving.refusals
+  }
+
+  /// From inside of the job's own PID namespace, where it has the IDs that belong into the image.
+  private static func runInNamespace(
+    _ pid: ProcessID, _ inside: ProcessID, _ options: CheckpointOptions, log: Logger, progress: Progress
+  ) throws(Failure) -> CheckpointReport {
+    let fields = try PIDNamespace.enter(pid, "Cannot checkpoint \(pid)") { () throws(Failure) in
+      let report = try run(inside, options, log: log, progress: progress)
+      return [report.path, report.program] + [report.processes, report.threads].map(String.init)
+        + [report.bytes, report.memoryBytes].map(String.init) + [report.seconds, report.frozenSeconds].map(\.description)
+    }
+    guard fields.count == 8 else { throw Failure("Cannot checkpoint \(pid)", why: "its report is lost") }
+    return CheckpointReport(
+      path: fields[0], rootPID: pid, program: fields[1], processes: Int(fields[2]) ?? 0, threads: Int(fields[3]) ?? 0,
+      bytes: UInt64(fields[4]) ?? 0, memoryBytes: UInt64(fields[5]) ?? 0, seconds: Double(fields[6]) ?? 0,
+      frozenSeconds: Double(fields[7]) ?? 0)
+  }
+
+  private static func obstaclesInNamespace(
+    _ pid: ProcessID, _ inside: ProcessID, log: Logger
+  ) throws(Failure) -> [Failure] {
+    let fields = try PIDNamespace.enter(pid, "Cannot check \(pid)") { () throws(Failure) in
+      try obstacles(inside, log: log).flatMap { [String($0.kind.rawValue), $0.what, $0.why, $0.advice] }
+    }
+    return stride(from: 0, to: fields.count - 3, by: 4).map { index in
+      Failure(
+        Int32(fields[index]).flatMap(Failure.Kind.init(rawValue:)) ?? .other, fields[index + 1], why: fields[index + 2],
+        advice: fields[index + 3])
+    }
   }
 
   /// Looks at everything once, while the job stands still.

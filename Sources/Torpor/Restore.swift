@@ -9,7 +9,17 @@ import Tracing
 public struct RestoreOptions: Sendable {
   /// Return once the job runs, and leave it to whoever reaps orphans.
   public var detach = false
+  /// Whether the job shall live in a PID namespace of its own.
+  public var pidNamespace = PIDNamespaceChoice.auto
   public init() {}
+}
+
+/// When a restored job gets a PID namespace of its own.
+public enum PIDNamespaceChoice: String, CaseIterable, Sendable {
+  case never
+  /// When somebody else has one of its process IDs.
+  case auto
+  case always
 }
 
 /// From an image to a running job: read, plan, spawn, build, let go.
@@ -18,6 +28,29 @@ public enum Restore {
   ///
   /// Until then nothing of it has run, and nothing of it stays behind if this fails or dies.
   public static func run(
+    _ path: String, _ options: RestoreOptions, log: Logger, progress: Progress
+  ) throws(Failure) -> RestoredJob {
+    guard options.pidNamespace != .always else { return try runInNamespace(path, options, log: log, progress: progress) }
+    do throws(Failure) { return try runHere(path, options, log: log, progress: progress) } catch {
+      guard error.kind == .idTaken, options.pidNamespace == .auto else { throw error }
+      log.debug("\(error.why)")
+      return try runInNamespace(path, options, log: log, progress: progress)
+    }
+  }
+
+  private static func runInNamespace(
+    _ path: String, _ options: RestoreOptions, log: Logger, progress: Progress
+  ) throws(Failure) -> RestoredJob {
+    let processes = try ProcessReader.read(ImageReader(at: path))
+    let ids = ids(processes, try makePlan(processes))
+    var inside = options
+    inside.detach = true
+    return try PIDNamespace.restore(ids, root: processes[0].pid, path) { () throws(Failure) in
+      try runHere(path, inside, log: log, progress: progress)
+    }
+  }
+
+  private static func runHere(
     _ path: String, _ options: RestoreOptions, log: Logger, progress: Progress
   ) throws(Failure) -> RestoredJob {
     let start = Clock.monotonic()
@@ -78,13 +111,18 @@ public enum Restore {
     }
   }
 
-  private static func checkIDsAreFree(
-    _ processes: [RestoredProcess], _ plan: BirthPlan, _ path: String
-  ) throws(Failure) {
+  /// All process and thread IDs that must be free.
+  private static func ids(_ processes: [RestoredProcess], _ plan: BirthPlan) -> [ProcessID] {
     let own = processes.flatMap { process in
       process.entry.threads.isEmpty || process.isZombie ? [process.entry.pid] : process.entry.threads
     }
-    for id in own.map({ ProcessID(bitPattern: $0) }) + plan.borrowedIDs {
+    return own.map { ProcessID(bitPattern: $0) } + plan.borrowedIDs
+  }
+
+  private static func checkIDsAreFree(
+    _ processes: [RestoredProcess], _ plan: BirthPlan, _ path: String
+  ) throws(Failure) {
+    for id in ids(processes, plan) {
       guard kill(id, 0) == 0 || clinux_errno() != ESRCH else { continue }
       throw taken(id, path)
     }
@@ -97,29 +135,23 @@ public enum Restore {
       holder = "by \(pid) (\(statistics.command))\(zombie)"
     }
     return Failure(
-      .cannotRestore, "Cannot restore \(path)", why: "the process ID \(pid) is taken \(holder)",
-      advice: "end that process, or restore inside a new PID namespace: unshare --pid --fork --mount-proc torpor restore")
+      .idTaken, "Cannot restore \(path)", why: "the process ID \(pid) is taken \(holder)",
+      advice: "end that process, or let the job have a PID namespace of its own (--pid-namespace auto)")
   }
 }
 
 /// A job that runs again.
 public struct RestoredJob: Sendable {
+  /// As it is seen from here.
   public var rootPID: ProcessID
   public var processes: Int
   public var seconds: Double
+  /// Where it lives in a PID namespace of its own.
+  public internal(set) var namespace: NamespacedJob?
 
-  /// Waits until the root of the job ends.
-  ///
-  /// - Returns: its wait status, see wait(2).
-  public func wait() throws(Failure) -> Int32 {
-    let root = rootPID
-    return try attempt("Cannot wait for \(root)") { () throws(Errno) in
-      var status: Int32 = 0
-      while true {
-        if waitpid(root, &status, 0) == root { return status }
-        let error = Errno(rawValue: clinux_errno())
-        guard error == .interrupted else { throw error }
-      }
-    }
+  init(rootPID: ProcessID, processes: Int, seconds: Double) {
+    self.rootPID = rootPID
+    self.processes = processes
+    self.seconds = seconds
   }
 }

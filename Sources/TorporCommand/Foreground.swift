@@ -11,6 +11,7 @@ enum Foreground {
   /// - Returns: its wait status, see wait(2).
   static func wait(for job: RestoredJob) throws(Failure) -> Int32 {
     SignalRelay.start(to: job.rootPID)
+    if let namespace = job.namespace { return namespace.wait() }
     while true {
       let status = try attempt("Cannot wait for \(job.rootPID)") { () throws(Errno) in
         try retrying { () throws(Errno) in try nextStatus(of: job.rootPID) }

@@ -19,6 +19,11 @@ struct RestoreCommand: ParsableCommand {
   @Flag(name: .shortAndLong, help: "Do not wait for the job.")
   var detach = false
 
+  @Option(
+    name: .long,
+    help: "Give the job a PID namespace of its own: never, always, or auto, when somebody else has one of its process IDs.")
+  var pidNamespace = PIDNamespaceChoice.auto
+
   @OptionGroup var common: CommonOptions
 
   func run() throws {
@@ -27,13 +32,19 @@ struct RestoreCommand: ParsableCommand {
       defer { bar.finish() }
       var options = RestoreOptions()
       options.detach = detach
+      options.pidNamespace = pidNamespace
       return try Restore.run(image, options, log: common.makeLog(), progress: bar.progress)
     }
     if common.json {
       try Console.print(
-        json: Printed(pid: job.rootPID, processes: job.processes, seconds: Console.rounded(job.seconds)))
+        json: Printed(
+          pid: job.rootPID, insidePid: job.namespace?.rootPID ?? job.rootPID, processes: job.processes,
+          seconds: Console.rounded(job.seconds)))
     } else if detach {
       Console.print("\(job.rootPID)")
+    }
+    if let namespace = job.namespace, !common.json {
+      Console.error("torpor: the job runs in a PID namespace of its own: its process \(namespace.rootPID) is \(job.rootPID) here")
     }
     guard !detach else { return }
     let status = try Console.reporting { () throws(Failure) in try Foreground.wait(for: job) }
@@ -44,7 +55,10 @@ struct RestoreCommand: ParsableCommand {
 
   private struct Printed: Encodable {
     var pid: Int32
+    var insidePid: Int32
     var processes: Int
     var seconds: Double
   }
 }
+
+extension PIDNamespaceChoice: ExpressibleByArgument {}

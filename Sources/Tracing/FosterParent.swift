@@ -81,15 +81,17 @@ public final class FosterParent {
   }
 }
 
-/// clone3(2) with nothing but an exit signal: a fork that runs no handlers of the library's.
+/// clone3(2) with SIGCHLD as exit signal: a fork that runs no handlers of the library's.
 ///
 /// - Parameters:
 ///   - pid: the ID that the child shall have, or nil for any.
-///   - life: what the child does. It makes system calls only, since other threads of ours may have held locks, and ends
-///     with one that does not return.
-public func cloneProcess(_ pid: ProcessID?, _ life: () -> Void) throws(Errno) -> ProcessID {
+///   - flags: CLONE_NEW flags.
+///   - life: what the child does. Unless Torpor is known to have one thread only, it makes system calls only, since others may
+///     have held locks. It ends with a call that does not return.
+public func cloneProcess(_ pid: ProcessID?, flags: UInt64 = 0, _ life: () -> Void) throws(Errno) -> ProcessID {
   var chosen = pid ?? 0
   var arguments = clinux_clone_args()
+  arguments.flags = flags
   arguments.exit_signal = UInt64(SIGCHLD)
   let result = withUnsafeMutablePointer(to: &chosen) { chosen in
     if pid != nil {

@@ -160,7 +160,7 @@ import Testing
       let victim = try await Victim.start("counter", in: workspace)
       let image = try await victim.checkpoint()
       expectRefusal(
-        try await workspace.torpor(["restore", image, "--detach"]), "\(victim.pid) (counter)", "taken")
+        try await workspace.torpor(["restore", image, "--detach", "--pid-namespace", "never"]), "\(victim.pid) (counter)", "taken")
       await victim.expectUnharmed("after a restore over it", sourceLocation: #_sourceLocation)
       try await victim.finish()
     }

@@ -83,6 +83,11 @@ public let torporVersion = "0.1.0"
 
 /// Where an image goes that was not given a place.
 enum OutputPath {
+  /// Also where the working directory is another.
+  static func absolute(_ path: String) -> String {
+    path.hasPrefix("/") ? path : ((try? readLink("/proc/self/cwd")) ?? "") + "/" + path
+  }
+
   static func choose(_ given: String?, for pid: ProcessID) throws(Failure) -> String {
     if let given, !given.isEmpty { return given }
     var name = "job"

@@ -65,7 +65,8 @@ final class Workspace: Sendable {
     // Twice: what is being born while we look is found the second time.
     var mine = started.withLock { $0 }
     for _ in 0..<2 {
-      let marked = Processes.carrying(mark).filter { $0 != getpid() }
+      // Some programs write over their environment: children of ours are known anyway.
+      let marked = Set(Processes.carrying(mark).filter { $0 != getpid() } + mine.filter { Processes.parent($0) == getpid() })
       for pid in marked { kill(pid, SIGKILL) }
       mine.formUnion(marked)
       let left = await Reaper.waitUntilGone(mine.filter { Processes.state($0) == "Z" || marked.contains($0) }, within: .seconds(5))
