@@ -32,6 +32,8 @@ static void set_up_processes(void) {
   zombie = MUST(fork());
   if (zombie == 0) _exit(4);
   of_zombie = open_process(zombie, 0);
+  siginfo_t info;
+  MUST(waitid(P_PID, zombie, &info, WEXITED | WNOWAIT)); // it is one from now on
   child = MUST(fork());
   if (child == 0)
     for (;;) pause();
