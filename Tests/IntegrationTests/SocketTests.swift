@@ -7,7 +7,7 @@ import Testing
 
   @Test func aMessageAConnectionOrADescriptorInAUnixSocketIsLost() async throws {
     try await withWorkspace { workspace in
-      let victim = try await Victim.start("unixsockets", in: workspace)
+      let victim = try await Victim.start("unixsockets", ["strict"], in: workspace)
       try await victim.travel(generations: 2)
       try await victim.finish()
     }
