@@ -53,7 +53,9 @@ public struct InternetAddress: Sendable, Hashable {
     let bytes = words.flatMap { word in Swift.withUnsafeBytes(of: word) { [UInt8]($0) } }
     if words.count == 1 { return bytes.map(String.init).joined(separator: ".") + " port \(port)" }
     if isAny { return "any address, port \(port)" }
-    let groups = stride(from: 0, to: bytes.count, by: 2).map { String(Int(bytes[$0]) << 8 | Int(bytes[$0 + 1]), radix: 16) }
+    let groups = stride(from: 0, to: bytes.count, by: 2).map {
+      String(Int(bytes[$0]) << 8 | Int(bytes[$0 + 1]), radix: 16)
+    }
     return groups.joined(separator: ":") + " port \(port)"
   }
 }
@@ -101,17 +103,56 @@ extension Descriptor {
     try setOption(level, name, bytes: Swift.withUnsafeBytes(of: value) { [UInt8]($0) })
   }
 
-  /// getsockname(2); nil for a family other than IP's.
-  public func localAddress() throws(Errno) -> InternetAddress? {
+  /// getsockname(2) or getpeername(2): the address with its family.
+  public func addressBytes(ofPeer: Bool) throws(Errno) -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: 128)
     var length = UInt32(bytes.count)
     try bytes.withMutableBytes { buffer throws(Errno) in
       try withUnsafeMutablePointer(to: &length) { length throws(Errno) in
         _ = try systemCall(
-          SYS_getsockname, Int(number), Int(bitPattern: buffer.baseAddress), Int(bitPattern: length))
+          ofPeer ? SYS_getpeername : SYS_getsockname, Int(number), Int(bitPattern: buffer.baseAddress),
+          Int(bitPattern: length))
       }
     }
-    return InternetAddress(bytes: bytes.prefix(Int(length)))
+    return Array(bytes.prefix(Int(length)))
+  }
+
+  /// getsockname(2); nil for a family other than IP's.
+  public func localAddress() throws(Errno) -> InternetAddress? {
+    InternetAddress(bytes: try addressBytes(ofPeer: false)[...])
+  }
+
+  /// getpeername(2); nil for a family other than IP's.
+  public func peerAddress() throws(Errno) -> InternetAddress? {
+    InternetAddress(bytes: try addressBytes(ofPeer: true)[...])
+  }
+
+  /// The classic packet filter of the socket, one instruction a word. SO_GET_FILTER in socket(7)
+  ///
+  /// - Throws: `.permissionDenied` where it is another BPF program, which cannot be read.
+  public func packetFilter() throws(Errno) -> [UInt64] {
+    var count: UInt32 = 0
+    let number = number
+    func ask(_ buffer: Int) throws(Errno) {
+      try withUnsafeMutablePointer(to: &count) { count throws(Errno) in
+        _ = try systemCall(
+          SYS_getsockopt, Int(number), Int(SOL_SOCKET), Int(SO_ATTACH_FILTER), buffer, Int(bitPattern: count))
+      }
+    }
+    try ask(0)
+    guard count > 0 else { return [] }
+    var instructions = [UInt64](repeating: 0, count: Int(count))
+    try instructions.withMutableBytes { bytes throws(Errno) in try ask(Int(bitPattern: bytes.baseAddress)) }
+    return instructions
+  }
+
+  /// SO_ATTACH_FILTER in socket(7).
+  public func attach(_ filter: [UInt64]) throws(Errno) {
+    try filter.withBytes { bytes throws(Errno) in
+      // struct sock_fprog: the number of instructions, where they are.
+      let program = (UInt64(filter.count), UInt64(UInt(bitPattern: bytes.baseAddress)))
+      try setOption(SOL_SOCKET, SO_ATTACH_FILTER, bytes: Swift.withUnsafeBytes(of: program) { [UInt8]($0) })
+    }
   }
 
   public func bind(to address: InternetAddress) throws(Errno) {
@@ -134,19 +175,6 @@ extension Descriptor {
     try address.withBytes { bytes throws(Errno) in
       _ = try systemCall(SYS_connect, Int(number), Int(bitPattern: bytes.baseAddress), bytes.count)
     }
-  }
-
-  /// getpeername(2); nil for a family other than IP's.
-  public func peerAddress() throws(Errno) -> InternetAddress? {
-    var bytes = [UInt8](repeating: 0, count: 128)
-    var length = UInt32(bytes.count)
-    try bytes.withMutableBytes { buffer throws(Errno) in
-      try withUnsafeMutablePointer(to: &length) { length throws(Errno) in
-        _ = try systemCall(
-          SYS_getpeername, Int(number), Int(bitPattern: buffer.baseAddress), Int(bitPattern: length))
-      }
-    }
-    return InternetAddress(bytes: bytes.prefix(Int(length)))
   }
 
   /// accept4(2).

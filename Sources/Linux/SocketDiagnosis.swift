@@ -65,7 +65,8 @@ public struct InternetSocketFacts: Sendable {
 }
 
 /// All bound internet sockets of a family and protocol in the network namespace that we are in, by inode.
-public func readInternetSockets(_ family: Int32, _ protocolNumber: Int32) throws(Errno) -> [UInt32: InternetSocketFacts] {
+public func readInternetSockets(_ family: Int32, _ protocolNumber: Int32) throws(Errno) -> [UInt32: InternetSocketFacts]
+{
   // struct inet_diag_req_v2: family, protocol, extensions, padding; states; the ID of one socket.
   var request: [UInt32] = [UInt32(family) | UInt32(protocolNumber) << 8, .max]
   request += [UInt32](repeating: 0, count: 12)

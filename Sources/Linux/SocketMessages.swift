@@ -66,7 +66,8 @@ extension Descriptor {
         }
       }
     }
-    var message = ReceivedMessage(data: Array(data.prefix(count)), address: Array(address.prefix(Int(header.msg_namelen))))
+    var message = ReceivedMessage(
+      data: Array(data.prefix(count)), address: Array(address.prefix(Int(header.msg_namelen))))
     message.isCut = header.msg_flags & Int32(MSG_TRUNC) != 0
     message.take(control.prefix(header.msg_controllen))
     guard header.msg_flags & Int32(MSG_CTRUNC) == 0 else {
@@ -80,7 +81,8 @@ extension Descriptor {
   ///
   /// - Parameter address: where to, with its family; empty for the peer.
   public func send(
-    _ data: ArraySlice<UInt8>, to address: [UInt8] = [], descriptors: [Int32] = [], credentials: SocketCredentials? = nil
+    _ data: ArraySlice<UInt8>, to address: [UInt8] = [], descriptors: [Int32] = [],
+    credentials: SocketCredentials? = nil
   ) throws(Errno) -> Int {
     var control: [UInt8] = []
     if !descriptors.isEmpty {

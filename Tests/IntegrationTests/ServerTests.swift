@@ -43,7 +43,8 @@ import Testing
   @Test func aJavaSelectorHangs() async throws {
     try await withWorkspace { workspace in
       try Files.write(workspace.file("Echo.java"), text: Sources.javaSelector)
-      let build = try await workspace.run("javac", ["-d", workspace.path, workspace.file("Echo.java")], limit: .seconds(120))
+      let build = try await workspace.run(
+        "javac", ["-d", workspace.path, workspace.file("Echo.java")], limit: .seconds(120))
       try #require(build.status == .code(0), "\(build)")
       let victim = try Victim(
         "java", ["-Xmx128m", "-cp", workspace.path, "Echo", "\(workspace.path)/echo"], in: workspace)

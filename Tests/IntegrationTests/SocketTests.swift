@@ -7,7 +7,7 @@ import Testing
 
   @Test func aMessageAConnectionOrADescriptorInAUnixSocketIsLost() async throws {
     try await withWorkspace { workspace in
-      let victim = try await Victim.start("unixsockets", in: workspace)
+      let victim = try await Victim.start("unixsockets", ["strict"], in: workspace)
       try await victim.travel(generations: 2)
       try await victim.finish()
     }
@@ -18,6 +18,28 @@ import Testing
       let victim = try await Victim.start("udpsockets", in: workspace)
       try await victim.travel(generations: 2)
       try await victim.finish()
+    }
+  }
+
+  @Test func aPidfdANetlinkSocketOrAPacketFilterIsLost() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await Victim.start("handles", in: workspace)
+      let zombies = Set(victim.pids.filter { Processes.state($0) == "Z" })
+      try await victim.travel(generations: 2, Expectations(zombies: zombies))
+      try await victim.finish()
+    }
+  }
+
+  @Test func aPidfdOfAnotherProgramIsLostSilently() async throws {
+    try await withWorkspace { workspace in
+      let victim = try await python(
+        """
+        fd = os.pidfd_open(os.getppid())
+        say("READY", os.getpid())
+        while True: time.sleep(0.01)
+        """, in: workspace)
+      let run = try await workspace.torpor(["checkpoint", "\(victim.pid)", "--output", workspace.fresh("image")])
+      #expect(run.status == .code(3) && run.message.contains("pidfd of \(getpid()) ("), "\(run)")
     }
   }
 
@@ -99,7 +121,8 @@ import Testing
       let lines = logger.report.count
       #expect(await eventually { logger.report.count > lines + 20 }, "\(client.explanation)")
       let image = try await client.checkpointAndStop(Self.quiet)
-      #expect(logger.report.dropFirst().enumerated().allSatisfy { $1 == "line \($0 + 1)" }, "\(logger.report.suffix(20))")
+      #expect(
+        logger.report.dropFirst().enumerated().allSatisfy { $1 == "line \($0 + 1)" }, "\(logger.report.suffix(20))")
       try await logger.end()
       let run = try await workspace.torpor(["restore", image, "--detach"])
       #expect(run.status == .code(5) && run.message.contains(name), "\(run)")

@@ -11,6 +11,8 @@ struct DescriptorFacts {
   let link: String
   let status: stat
   let info: DescriptorInfo
+  /// The address family of a socket.
+  let family: Int32?
   /// It is on its way to the process in a socket, and `number` is our own.
   let isInFlight: Bool
 
@@ -22,6 +24,8 @@ struct DescriptorFacts {
       info = try DescriptorInfo(of: process.proc, number)
       link = try process.proc.link("fd/\(number)")
       status = try fileStatus("fd/\(number)", at: process.proc.directory.number)
+      let isSocket = status.kind == FileKind.socket && link.hasPrefix("socket:[") && info.flags & O_PATH == 0
+      family = isSocket ? try copyDescriptor(number, from: process.handle).option(SOL_SOCKET, SO_DOMAIN) : nil
     } catch { throw Failure("Cannot checkpoint \(process.label): descriptor \(number)", error) }
   }
 

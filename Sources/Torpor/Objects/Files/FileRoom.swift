@@ -33,7 +33,8 @@ extension FileRoom {
 enum FileRooms {
   static let all: [any FileRoom.Type] = [
     PipeRoom.self, EventCounterRoom.self, EventPollRoom.self, TimerDescriptorRoom.self, SignalDescriptorRoom.self,
-    FileWatchRoom.self, UnixSocketRoom.self, InternetSocketRoom.self, TerminalRoom.self, FIFORoom.self, MemfdRoom.self, RegularFileRoom.self,
+    FileWatchRoom.self, ProcessHandleRoom.self, UnixSocketRoom.self, InternetSocketRoom.self, NetlinkSocketRoom.self,
+    TerminalRoom.self, FIFORoom.self, MemfdRoom.self, RegularFileRoom.self,
   ]
 
   static func room(for facts: DescriptorFacts) -> (any FileRoom.Type)? { all.first { $0.recognises(facts) } }
@@ -59,18 +60,15 @@ enum UnknownFile {
     ("/memfd:", "a file in memory (memfd)"), ("anon_inode:[io_uring]", "an io_uring"),
     ("anon_inode:[userfaultfd]", "a userfaultfd"), ("anon_inode:[perf_event]", "a performance counter"),
     ("anon_inode:[fanotify]", "a fanotify group"),
-    ("anon_inode:[pidfd]", "a pidfd"), ("pidfd:", "a pidfd"), ("anon_inode:bpf", "a BPF object"),
+    ("anon_inode:bpf", "a BPF object"),
     ("/secretmem", "a secret memory area"), ("net:[", "a network namespace"), ("mnt:[", "a mount namespace"),
     ("pid:[", "a PID namespace"), ("user:[", "a user namespace"), ("uts:[", "a UTS namespace"),
     ("ipc:[", "an IPC namespace"), ("anon_inode:", "an object of the kernel"),
   ]
 
   private static func socket(_ facts: DescriptorFacts) -> String {
-    guard let duplicate = try? facts.duplicate(), let family = try? duplicate.option(SOL_SOCKET, SO_DOMAIN) else {
-      return "a socket"
-    }
+    guard let family = facts.family else { return "a socket" }
     switch family {
-    case AF_NETLINK: return "a netlink socket"
     case AF_PACKET: return "a packet socket"
     default: return "a socket of address family \(family)"
     }

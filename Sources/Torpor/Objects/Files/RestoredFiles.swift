@@ -22,6 +22,7 @@ public final class RestoredFiles {
   let sharedMemory: RestoredSharedMemory
   let unixSockets: RestoredUnixSockets
   let datagrams: RestoredDatagrams
+  let ended = EndedProcesses()
   /// Where warnings go while files are opened.
   private(set) var log: Logger?
 
@@ -199,6 +200,7 @@ public final class RestoredFiles {
       if entry.type == .eventpoll { watchesLeft[entry.id] = entry.epfd.tfd }
       descriptors[entry.id] = descriptor.release()
     }
+    ended.reap()
     try unixSockets.finish(descriptors, restoring, self)
   }
 

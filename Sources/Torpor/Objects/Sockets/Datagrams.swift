@@ -59,12 +59,22 @@ struct RestoredDatagrams {
   private var entries: [UInt32: [DatagramEntry]] = [:]
 
   init(_ image: ImageReader) throws(Failure) {
-    for entry in try image.readAll(.socketOptions, as: SocketOptionEntry.self) { options[entry.id, default: []].append(entry) }
+    for entry in try image.readAll(.socketOptions, as: SocketOptionEntry.self) {
+      options[entry.id, default: []].append(entry)
+    }
     for entry in try image.readAll(.datagrams, as: DatagramEntry.self) { entries[entry.id, default: []].append(entry) }
   }
 
   func applyOptions(_ id: UInt32, to socket: borrowing Descriptor) throws(Errno) {
     try RareOptions.apply(options[id] ?? [], to: socket)
+  }
+
+  /// Its type, where that is not the usual one of its kind.
+  func type(of id: UInt32) -> Int32? {
+    guard let entry = options[id]?.first(where: { $0.level == SOL_SOCKET && $0.name == SO_TYPE }),
+      entry.value.count == 4
+    else { return nil }
+    return Array(entry.value).withUnsafeBytes { $0.loadUnaligned(as: Int32.self) }
   }
 
   /// Sends to `socket`, over the loopback interface, the datagrams that waited in it, under their senders' names.
@@ -123,7 +133,9 @@ struct RestoredDatagrams {
 
 /// Packets byte by byte.
 private enum Packet {
-  private static func bytes(_ value: some FixedWidthInteger) -> [UInt8] { withUnsafeBytes(of: value.bigEndian) { [UInt8]($0) } }
+  private static func bytes(_ value: some FixedWidthInteger) -> [UInt8] {
+    withUnsafeBytes(of: value.bigEndian) { [UInt8]($0) }
+  }
   private static func raw(_ words: [UInt32]) -> [UInt8] { words.withUnsafeBytes { [UInt8]($0) } }
 
   /// The Internet checksum.

@@ -13,12 +13,7 @@ enum InternetSocketRoom: FileRoom {
   private static let closed: UInt32 = 7
   private static let listening: UInt32 = 10
 
-  static func recognises(_ facts: DescriptorFacts) -> Bool {
-    guard facts.fileType == FileKind.socket, facts.link.hasPrefix("socket:["), let duplicate = try? facts.duplicate(),
-      let family = try? duplicate.option(SOL_SOCKET, SO_DOMAIN)
-    else { return false }
-    return family == AF_INET || family == AF_INET6
-  }
+  static func recognises(_ facts: DescriptorFacts) -> Bool { facts.family == AF_INET || facts.family == AF_INET6 }
 
   // MARK: Save
 
@@ -73,8 +68,11 @@ enum InternetSocketRoom: FileRoom {
     if try socket.option(UDP.level, UDP.encapsulation) != 0 {
       return ("a UDP socket\(place) that encapsulates other protocols (UDP_ENCAP)", "close it before the checkpoint")
     }
-    if let filter = try? socket.optionBytes(SOL_SOCKET, SO_ATTACH_FILTER, room: 0), !filter.isEmpty {
-      return ("a UDP socket\(place) with a packet filter", "detach it before the checkpoint")
+    do throws(Errno) { _ = try socket.packetFilter() } catch .permissionDenied {
+      return (
+        "a UDP socket\(place) with a BPF program as its filter",
+        "detach it before the checkpoint, or wait for a version of torpor that saves it"
+      )
     }
     return nil
   }
@@ -121,12 +119,18 @@ enum InternetSocketRoom: FileRoom {
     switch entry.state {
     case closed: entry.backlog = 0
     case listening where waiting > 0:
-      return ("a listening TCP socket\(place) with \(waiting) connections that wait to be accepted", "try again when the job has accepted them")
+      return (
+        "a listening TCP socket\(place) with \(waiting) connections that wait to be accepted",
+        "try again when the job has accepted them"
+      )
     case listening: entry.backlog = backlog
     default: return ("a TCP connection\(place)", advice)
     }
-    if let filter = try? socket.optionBytes(SOL_SOCKET, SO_ATTACH_FILTER, room: 0), !filter.isEmpty {
-      return ("a TCP socket\(place) with a packet filter", advice)
+    do throws(Errno) { _ = try socket.packetFilter() } catch .permissionDenied {
+      return (
+        "a TCP socket\(place) with a BPF program as its filter",
+        "detach it before the checkpoint, or wait for a version of torpor that saves it"
+      )
     }
     return nil
   }
@@ -167,7 +171,9 @@ enum InternetSocketRoom: FileRoom {
         advice: "a later version of torpor will be able to restore it")
     }
     let words = socket.family == UInt32(AF_INET6) ? 4 : 1
-    guard socket.srcAddr.count == words, socket.srcPort < 65536, !isConnectedUDP(socket) || socket.dstAddr.count == words else {
+    guard socket.srcAddr.count == words, socket.srcPort < 65536,
+      !isConnectedUDP(socket) || socket.dstAddr.count == words
+    else {
       throw files.damaged("a socket has an address that is none")
     }
     // Whether its address can be had is found out by taking it for a moment.
@@ -196,7 +202,8 @@ enum InternetSocketRoom: FileRoom {
     let lost = files.datagrams.refill(entry.id, socket, entry.isk)
     if lost > 0 {
       files.log?.warning(
-        "\(lost) datagrams that waited in the UDP socket at \(address(entry.isk).text) are lost: sending them again takes CAP_NET_RAW")
+        "\(lost) datagrams that waited in the UDP socket at \(address(entry.isk).text) are lost: sending them again takes CAP_NET_RAW"
+      )
     }
     return socket
   }

@@ -36,8 +36,14 @@ struct RareOptions {
   /// UDPLITE_SEND_CSCOV, UDPLITE_RECV_CSCOV.
   private static let udpLite = options(UDP.liteLevel, [10, 11])
 
+  /// NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR, NETLINK_NO_ENOBUFS, NETLINK_LISTEN_ALL_NSID, NETLINK_CAP_ACK,
+  /// NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK.
+  private static let netlink = options(Netlink.level, [3, 4, 5, 8, 10, 11, 12])
+
   private static func all(_ kind: Kind) -> [Option] {
     guard kind.family != AF_UNIX else { return general }
+    // Its entry has no field for the type of a netlink socket.
+    guard kind.family != AF_NETLINK else { return general + netlink + options(SOL_SOCKET, [SO_TYPE]) }
     var result = general + ip
     if kind.family == AF_INET6 { result += ipv6 }
     switch kind.protocolNumber {
@@ -58,7 +64,8 @@ struct RareOptions {
       protocolNumber: try socket.option(SOL_SOCKET, SO_PROTOCOL))
     let options = Self.all(kind)
     if usual[kind] == nil {
-      let fresh = try Descriptor.socket(kind.family, kind.type, kind.protocolNumber)
+      let type = kind.family == AF_NETLINK ? Int32(SOCK_RAW.rawValue) : kind.type
+      let fresh = try Descriptor.socket(kind.family, type, kind.protocolNumber)
       usual[kind] = options.map { option in try? fresh.optionBytes(option.level, option.name, room: 64) }
     }
     var entries: [SocketOptionEntry] = []
@@ -73,7 +80,9 @@ struct RareOptions {
 
   /// Sets what was kept.
   static func apply(_ entries: [SocketOptionEntry], to socket: borrowing Descriptor) throws(Errno) {
-    for entry in entries { try socket.setOption(entry.level, entry.name, bytes: Array(entry.value)) }
+    for entry in entries where !(entry.level == SOL_SOCKET && entry.name == SO_TYPE) {
+      try socket.setOption(entry.level, entry.name, bytes: Array(entry.value))
+    }
   }
 }
 
@@ -98,7 +107,9 @@ enum MulticastGroups {
   }
 
   /// What the socket takes of the group; nil where it is no member.
-  private static func filter(_ socket: borrowing Descriptor, _ level: Int32, _ request: [UInt8]) -> (mode: UInt32, sources: UInt32)? {
+  private static func filter(_ socket: borrowing Descriptor, _ level: Int32, _ request: [UInt8]) -> (
+    mode: UInt32, sources: UInt32
+  )? {
     var bytes = request + [UInt8](repeating: 0, count: 8)
     var length = UInt32(bytes.count)
     let number = socket.number
@@ -134,7 +145,9 @@ enum MulticastGroups {
       let words = line.split(separator: " ")
       guard words.count > 2, let interface = UInt32(words[0]), words[2].count == 32 else { return nil }
       let digits = Array(words[2])
-      let parts = stride(from: 0, to: 32, by: 8).compactMap { UInt32(String(digits[$0..<($0 + 8)]), radix: 16)?.bigEndian }
+      let parts = stride(from: 0, to: 32, by: 8).compactMap {
+        UInt32(String(digits[$0..<($0 + 8)]), radix: 16)?.bigEndian
+      }
       return parts.count == 4 ? (interface, InternetAddress(words: parts, port: 0)) : nil
     }
   }

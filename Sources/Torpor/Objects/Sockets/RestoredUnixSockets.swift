@@ -12,12 +12,16 @@ final class RestoredUnixSockets {
   private var entries: [UInt32: UnixSkEntry] = [:]
   private var order: [UInt32] = []
   private var inodes: [UInt32: UInt32] = [:]
+  /// Who is connected to each, or wants to be.
+  private var incoming: [UInt32: [UInt32]] = [:]
+  private var listeningNames: Set<Data> = []
   private var extras: [UInt32: UnixSocketExtras] = [:]
   let packets: RestoredPackets
   private var names = UnixNameCheck()
   private let binder = UnixBinder()
   /// By inode: the sockets, the other ends of connections whose other end is closed, the files they are bound to.
   private var made: [UInt32: Int32] = [:]
+  private var given: Set<UInt32> = []
   private var closedPeers: [UInt32: Int32] = [:]
   private var handles: [UInt32: Int32] = [:]
 
@@ -32,6 +36,8 @@ final class RestoredUnixSockets {
   func note(_ entry: UnixSkEntry) -> Bool {
     inodes[entry.id] = entry.ino
     order.append(entry.ino)
+    if entry.peer != 0 { incoming[entry.peer, default: []].append(entry.ino) }
+    if entry.isListening { listeningNames.insert(entry.name) }
     return entries.updateValue(entry, forKey: entry.ino) == nil
   }
 
@@ -41,25 +47,30 @@ final class RestoredUnixSockets {
   /// The socket itself, which stays ours; nil where there is none.
   func number(ofFile id: UInt32) -> Int32? { inodes[id].flatMap { made[$0] } }
 
+  /// Gives the socket away; it has to stay open until `handOver`.
   func descriptor(of entry: UnixSkEntry) throws(Failure) -> Descriptor {
-    guard let number = made[entry.ino] else { throw Failure("Cannot restore a unix socket", why: "it has not been made") }
-    return try attempt("Cannot restore a unix socket") { () throws(Errno) in
-      Descriptor(owning: Int32(try systemCall(Int32(SYS_fcntl), Int(number), Int(F_DUPFD_CLOEXEC), 0)))
+    guard let number = made[entry.ino], given.insert(entry.ino).inserted else {
+      throw Failure("Cannot restore a unix socket", why: "it has not been made")
     }
+    return Descriptor(owning: number)
   }
 
   // MARK: Check
 
   func check(_ entry: UnixSkEntry, _ files: RestoredFiles) throws(Failure) {
     let types = [SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET].map { UInt32($0.rawValue) }
-    guard types.contains(entry.type), entry.name.count <= 108 else { throw files.damaged("a unix socket is of no type") }
+    guard types.contains(entry.type), entry.name.count <= 108 else {
+      throw files.damaged("a unix socket is of no type")
+    }
     if entry.isExternal {
       guard entry.isDatagram, !entry.name.isEmpty else { throw outside(entry, files) }
       return try names.checkReceiver(entry, files.what)
     }
     guard entry.uflags == 0 else { throw outside(entry, files) }
     if let peer = peer(of: entry), !peer.isExternal {
-      guard peer.type == entry.type else { throw files.damaged("unix socket \(entry.ino) is connected to one of another type") }
+      guard peer.type == entry.type else {
+        throw files.damaged("unix socket \(entry.ino) is connected to one of another type")
+      }
     } else if entry.peer != 0, entries[entry.peer] == nil {
       throw files.damaged("unix socket \(entry.ino) is connected to one that is not there")
     }
@@ -99,11 +110,10 @@ final class RestoredUnixSockets {
     for entry in wanted where handles[entry.ino] == nil && !(entry.isConnected && !entry.isDatagram) {
       try bind(entry, files)
     }
-    for entry in wanted where entry.isListening { try listen(entry, wanted, actors, files) }
+    for entry in wanted where entry.isListening { try listen(entry, actors, files) }
   }
 
   private func isWaiting(_ entry: UnixSkEntry) -> Bool { peer(of: entry)?.isListening == true }
-
 
   private func socket(_ entry: UnixSkEntry, _ files: RestoredFiles) throws(Failure) -> Descriptor {
     try attempt("\(files.what): a unix socket") { () throws(Errno) in
@@ -115,7 +125,9 @@ final class RestoredUnixSockets {
   private func connectStream(_ entry: UnixSkEntry, _ actors: SocketActors, _ files: RestoredFiles) throws(Failure) {
     guard made[entry.ino] == nil, !isWaiting(entry) else { return }
     let other = peer(of: entry)
-    if let other, !files.isOpen(other.id) { throw files.damaged("unix socket \(entry.ino) is connected to one that nobody has") }
+    if let other, !files.isOpen(other.id) {
+      throw files.damaged("unix socket \(entry.ino) is connected to one that nobody has")
+    }
     try adopt(connection(entry, other, actors, files), entry, other)
   }
 
@@ -151,12 +163,14 @@ final class RestoredUnixSockets {
       let accepted = try attempt(files.what) { () throws(Errno) in try listener.accept() }
       return isServer ? SocketPair(first: accepted, second: calling) : SocketPair(first: calling, second: accepted)
     } catch {
-      throw Failure(error.kind, files.what, why: "the connection of the unix socket\(server.place): \(error.why)", advice: error.advice)
+      throw Failure(
+        error.kind, files.what, why: "the connection of the unix socket\(server.place): \(error.why)",
+        advice: error.advice)
     }
   }
 
   private func isAccepted(_ entry: UnixSkEntry) -> Bool {
-    !entry.name.isEmpty && entries.values.contains { $0.isListening && $0.name == entry.name }
+    !entry.name.isEmpty && listeningNames.contains(entry.name)
   }
 
   private func name(
@@ -192,15 +206,15 @@ final class RestoredUnixSockets {
   }
 
   private func listen(
-    _ entry: UnixSkEntry, _ wanted: [UnixSkEntry], _ actors: SocketActors, _ files: RestoredFiles
+    _ entry: UnixSkEntry, _ actors: SocketActors, _ files: RestoredFiles
   ) throws(Failure) {
     guard let number = made[entry.ino] else { return }
     let own = extras(of: entry)
     let user = own.peer.pid == 0 ? nil : own.peer
-    let unordered = wanted.filter { $0.peer == entry.ino }
-    let clients =
-      own.waiting.compactMap { inode in unordered.first { $0.ino == inode } }
-      + unordered.filter { !own.waiting.contains($0.ino) }
+    let present = Set((incoming[entry.ino] ?? []).filter { entries[$0].map { files.isOpen($0.id) } ?? false })
+    let known = Set(own.waiting)
+    let inOrder = own.waiting.filter(present.contains) + present.filter { !known.contains($0) }.sorted()
+    let clients = inOrder.compactMap { entries[$0] }
     let backlog = Int32(clamping: entry.backlog)
     try Descriptor.lending(number) { socket throws(Failure) in
       try actors.listen(socket, backlog: max(backlog, Int32(clamping: clients.count)), as: user)
@@ -245,10 +259,11 @@ final class RestoredUnixSockets {
     }
   }
 
-  private func connectDatagram(_ entry: UnixSkEntry, _ done: inout Set<UInt32>, _ files: RestoredFiles) throws(Failure) {
+  private func connectDatagram(_ entry: UnixSkEntry, _ done: inout Set<UInt32>, _ files: RestoredFiles) throws(Failure)
+  {
     guard done.insert(entry.ino).inserted, let number = made[entry.ino] else { return }
-    for inode in order {
-      guard let other = entries[inode], other.isDatagram, other.peer == entry.ino, inode != entry.peer else { continue }
+    for inode in incoming[entry.ino] ?? [] where inode != entry.peer {
+      guard let other = entries[inode], other.isDatagram else { continue }
       try connectDatagram(other, &done, files)
     }
     do throws(Errno) {
@@ -269,7 +284,7 @@ final class RestoredUnixSockets {
 
   /// Whether it was made together with another, while it itself is not connected to anything.
   private func isHalfOfPair(_ entry: UnixSkEntry) -> Bool {
-    entry.name.isEmpty && entries.values.contains { $0.isDatagram && $0.peer == entry.ino }
+    entry.name.isEmpty && incoming[entry.ino] != nil
   }
 
   // MARK: Fill and finish
@@ -284,9 +299,12 @@ final class RestoredUnixSockets {
       guard let inode = inodes[id], let entry = entries[inode], let number = made[inode] else { continue }
       let peer = peer(of: entry).flatMap { made[$0.ino] } ?? closedPeers[inode]
       let route = PacketFiller.Route(
-        receiver: number, type: Int32(entry.type), peer: entry.isDatagram && entry.peer != 0 && self.peer(of: entry)?.name.isEmpty == false ? nil : peer,
+        receiver: number, type: Int32(entry.type),
+        peer: entry.isDatagram && entry.peer != 0 && self.peer(of: entry)?.name.isEmpty == false ? nil : peer,
         address: entry.name.isEmpty ? [] : Self.address(entry, handles[inode]))
-      try filler.fill(route, group) { name in self.sender(named: name) } bind: { socket, name throws(Failure) in
+      try filler.fill(route, group) { name in
+        self.sender(named: name)
+      } bind: { socket, name throws(Failure) in
         _ = try self.name(socket, .with { $0.name = Data(name) }, .nowhere)
       }
     }
@@ -303,7 +321,9 @@ final class RestoredUnixSockets {
 
   private func sender(named name: [UInt8]) -> Int32? {
     for inode in order {
-      guard let entry = entries[inode], entry.isDatagram, Array(entry.name) == name, let number = made[inode] else { continue }
+      guard let entry = entries[inode], entry.isDatagram, Array(entry.name) == name, let number = made[inode] else {
+        continue
+      }
       return number
     }
     return nil
@@ -339,7 +359,7 @@ final class RestoredUnixSockets {
   }
 
   private func closeAll() {
-    for number in made.values { close(number) }
+    for (inode, number) in made where !given.contains(inode) { close(number) }
     for number in closedPeers.values { close(number) }
     for number in handles.values { close(number) }
     (made, closedPeers, handles) = ([:], [:], [:])

@@ -23,6 +23,8 @@ final class SavedUnixSockets {
   private var inFlight: [Int32] = []
   /// Which listening socket's queue a connecting socket stands in.
   private var queueOf: [UInt32: UInt32] = [:]
+  /// What those who are connected to a socket have sent and nobody has read, in memory.
+  private var sentTo: [UInt32: Int] = [:]
 
   deinit { for descriptor in inFlight { close(descriptor) } }
 
@@ -56,6 +58,10 @@ final class SavedUnixSockets {
     do throws(Errno) {
       try readOptions(socket, &entry, &extras)
       try saving.files.datagrams.noteOptions(socket, id: id)
+    } catch .permissionDenied {
+      return saving.refuse(
+        facts.process, "\(facts.label) is a unix socket\(entry.place) with a BPF program as its filter",
+        advice: "detach it before the checkpoint, or wait for a version of torpor that saves it")
     } catch {
       throw Failure("Cannot look at \(facts.label) of \(facts.process.label)", error)
     }
@@ -76,7 +82,10 @@ final class SavedUnixSockets {
       () throws(Errno) in try readUnixSockets()
     }
     table = read
-    for socket in read.values { for client in socket.waiting where client != 0 { queueOf[client] = socket.inode } }
+    for socket in read.values {
+      for client in socket.waiting where client != 0 { queueOf[client] = socket.inode }
+      if let peer = socket.peer { sentTo[peer, default: 0] += Int(socket.sendQueue) }
+    }
     return read
   }
 
@@ -97,11 +106,9 @@ final class SavedUnixSockets {
 
   /// What of a socket cannot be seen well enough.
   private func obstacle(_ socket: borrowing Descriptor, _ entry: UnixSkEntry) -> String? {
-    if entry.isStream, entry.isConnected, (try? socket.receive(upTo: 1, flags: Int32(MSG_PEEK) | Int32(MSG_OOB))) != nil {
+    if entry.isStream, entry.isConnected, (try? socket.receive(upTo: 1, flags: Int32(MSG_PEEK) | Int32(MSG_OOB))) != nil
+    {
       return "with urgent data (MSG_OOB) that has not been read"
-    }
-    if let filter = try? socket.optionBytes(SOL_SOCKET, SO_ATTACH_FILTER, room: 0), !filter.isEmpty {
-      return "with a packet filter"
     }
     return nil
   }
@@ -185,8 +192,7 @@ final class SavedUnixSockets {
   private func lookForHidden(_ messages: [ReceivedMessage], _ member: Member, _ saving: Saving) throws(Failure) {
     guard !member.entry.isStream else { return }
     // A sender that is connected can be asked.
-    let sent = try kernelTable().values.filter { $0.peer == member.facts.inode }.reduce(0) { $0 + Int($1.sendQueue) }
-    guard sent > 0 else { return }
+    guard let sent = sentTo[member.facts.inode], sent > 0 else { return }
     let type = Int32(member.entry.type)
     let (needed, least) = try attempt("Cannot measure the queue of a unix socket") { () throws(Errno) in
       (
@@ -266,7 +272,9 @@ final class SavedUnixSockets {
     external.append(
       .with {
         ($0.id, $0.ino, $0.type) = (saving.files.newID(), inode, member.entry.type)
-        ($0.state, $0.flags, $0.uflags) = (UInt32(UnixSocketFacts.unconnected), UInt32(O_RDWR), UnixSocketRoom.isExternal)
+        ($0.state, $0.flags, $0.uflags) = (
+          UInt32(UnixSocketFacts.unconnected), UInt32(O_RDWR), UnixSocketRoom.isExternal
+        )
         ($0.backlog, $0.peer, $0.fown, $0.name) = (0, 0, .none, Data(name))
         $0.opts = .with {
           ($0.soSndbuf, $0.soRcvbuf) = (0, 0)

@@ -121,7 +121,8 @@ final class SocketActors {
     standIns[user.pid] = .some(thread)
     if thread == nil {
       restoring.log.warning(
-        "unix sockets that process \(user.pid) had made will tell torpor's PID as their maker's (SO_PEERCRED): that process has ended, and its PID is taken")
+        "unix sockets that process \(user.pid) had made will tell torpor's PID as their maker's (SO_PEERCRED): that process has ended, and its PID is taken"
+      )
     }
     return thread
   }
@@ -140,8 +141,12 @@ final class SocketActors {
 
   // Only the effective IDs count, and with the real and saved ones left alone there is a way back.
   private static func change(to user: SocketUser, _ program: inout SyscallProgram) {
-    if user.gid != getegid() { program.call(Int32(SYS_setresgid), .init(-1), .init(user.gid), .init(-1), tolerant: true) }
-    if user.uid != geteuid() { program.call(Int32(SYS_setresuid), .init(-1), .init(user.uid), .init(-1), tolerant: true) }
+    if user.gid != getegid() {
+      program.call(Int32(SYS_setresgid), .init(-1), .init(user.gid), .init(-1), tolerant: true)
+    }
+    if user.uid != geteuid() {
+      program.call(Int32(SYS_setresuid), .init(-1), .init(user.uid), .init(-1), tolerant: true)
+    }
   }
 
   private static func changeBack(_ program: inout SyscallProgram) {

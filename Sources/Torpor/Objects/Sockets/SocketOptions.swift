@@ -7,6 +7,7 @@ import SystemPackage
 enum SocketOptions {
   // MARK: Read
 
+  /// - Throws: `.permissionDenied` where a BPF program filters its packets: only classic filters can be read.
   static func read(_ socket: borrowing Descriptor) throws(Errno) -> SkOptsEntry {
     var entry = SkOptsEntry()
     func number(_ name: Int32) throws(Errno) -> UInt32 { UInt32(bitPattern: try socket.option(SOL_SOCKET, name)) }
@@ -28,9 +29,12 @@ enum SocketOptions {
     entry.soKeepalive = try flag(SO_KEEPALIVE)
     entry.soOobinline = try number(SO_OOBINLINE)
     let linger = try socket.optionBytes(SOL_SOCKET, SO_LINGER, room: 8)
-    if linger.count == 8, linger[0] != 0 { entry.soLinger = linger.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 4, as: UInt32.self) } }
+    if linger.count == 8, linger[0] != 0 {
+      entry.soLinger = linger.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 4, as: UInt32.self) }
+    }
     let device = try socket.optionBytes(SOL_SOCKET, SO_BINDTODEVICE, room: 16).prefix { $0 != 0 }
     if !device.isEmpty { entry.soBoundDev = String(decoding: device, as: UTF8.self) }
+    entry.soFilter = try socket.packetFilter()
     return entry
   }
 
@@ -108,6 +112,7 @@ enum SocketOptions {
       let value: (Int32, UInt32) = (1, entry.soLinger)
       try socket.setOption(SOL_SOCKET, SO_LINGER, bytes: withUnsafeBytes(of: value) { [UInt8]($0) })
     }
+    if !entry.soFilter.isEmpty { try socket.attach(entry.soFilter) }
     // These two were set to be able to bind.
     try set(SO_REUSEADDR, entry.reuseaddr)
     try set(SO_REUSEPORT, entry.soReuseport)

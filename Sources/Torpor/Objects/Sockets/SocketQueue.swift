@@ -110,7 +110,8 @@ struct SocketQueue: ~Copyable {
     try socket.setOption(SOL_SOCKET, SO_PEEK_OFF, Int32(clamping: offset))
     do throws(Errno) {
       return try systemCall(
-        Int32(SYS_recvfrom), Int(socket.number), room + size - (count - 1), count, Int(Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)))
+        Int32(SYS_recvfrom), Int(socket.number), room + size - (count - 1), count,
+        Int(Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)))
     } catch .badAddress { return 0 }
   }
 }
@@ -126,7 +127,12 @@ extension SocketQueue {
     var found: [[ReceivedMessage]] = []
     for socket in sockets {
       let duplicate = try socket.facts.duplicate()
-      do throws(Errno) { found.append(try SocketQueue(duplicate).messages()) } catch {
+      do throws(Errno) {
+        let queue = try SocketQueue(duplicate)
+        // One at a time is out of place, and no longer than needed.
+        defer { try? queue.socket.setOption(SOL_SOCKET, SO_PEEK_OFF, socket.offset) }
+        found.append(try queue.messages())
+      } catch {
         for message in found.joined() { message.closeAll() }
         throw Failure("Cannot read what waits in \(socket.facts.label) of \(socket.facts.process.label)", error)
       }

@@ -16,13 +16,16 @@ final class UnixBinder {
 
   private var root: Int32 = -1
   private var directory: Int32 = -1
-  private var scratch: String?
+  /// An empty directory, open; and its path, where it has one.
+  private var scratch: Int32 = -1
+  private var scratchPath: String?
   private var created: [String] = []
 
   /// Removes what was made for a while, and, unless `keepFiles` was called, all sockets in the file system.
   deinit {
     for path in created { unlink(path) }
-    if let scratch { removeTree(scratch) }
+    if let scratchPath { removeTree(scratchPath) }
+    if scratch >= 0 { close(scratch) }
     if root >= 0 { close(root) }
     if directory >= 0 { close(directory) }
   }
@@ -42,14 +45,15 @@ final class UnixBinder {
     case .nowhere:
       let base = try scratchDirectory()
       makeParents(of: path, in: base)
-      return try inside(base, path, isScratch: true) { () throws(Errno) in
-        unlink(path)
+      return try insideScratch(base, path) { () throws(Errno) in
         try socket.bind(to: unixAddress(name))
-        return try Descriptor.open(path, O_PATH | O_NOFOLLOW)
+        let handle = try Descriptor.open(path, O_PATH | O_NOFOLLOW)
+        unlink(path)
+        return handle
       }
     case .file(let base, let permissions):
       let whole = UnixSocketName.join(base, path)
-      let handle = try inside(base, path, isScratch: false) { () throws(Errno) in
+      let handle = try inside(base, path) { () throws(Errno) in
         if (try? fileStatus(path, followingLink: false))?.kind == FileKind.socket { unlink(path) }
         try socket.bind(to: unixAddress(name))
         if let permissions {
@@ -65,37 +69,63 @@ final class UnixBinder {
 
   // MARK: Directories
 
-  private func scratchDirectory() throws(Errno) -> String {
-    if let scratch { return scratch }
+  /// A file system in memory that has no place in the tree: it goes when nobody has it open any more.
+  private func scratchDirectory() throws(Errno) -> Int32 {
+    guard scratch < 0 else { return scratch }
+    if let directory = try? detachedDirectory() {
+      scratch = directory.release()
+      return scratch
+    }
     var template = Array("/tmp/.torpor-names-XXXXXX".utf8CString)
     guard mkdtemp(&template) != nil else { throw Errno(rawValue: clinux_errno()) }
     let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    scratch = path
-    return path
+    scratchPath = path
+    scratch = try Descriptor.open(path, O_PATH | O_DIRECTORY).release()
+    return scratch
   }
 
-  private func makeParents(of path: String, in base: String) {
-    var current = base
+  /// fsopen(2), fsconfig(2), fsmount(2).
+  private func detachedDirectory() throws(Errno) -> Descriptor {
+    let name = Array("tmpfs".utf8) + [0]
+    let number = try name.withBytes { name throws(Errno) in
+      try systemCall(430, Int(bitPattern: name.baseAddress), 1 /* FSOPEN_CLOEXEC */)
+    }
+    let context = Descriptor(owning: Int32(number))
+    try systemCall(431, Int(context.number), 6 /* FSCONFIG_CMD_CREATE */, 0, 0, 0)
+    return Descriptor(owning: Int32(try systemCall(432, Int(context.number), 1 /* FSMOUNT_CLOEXEC */, 0)))
+  }
+
+  private func makeParents(of path: String, in base: Int32) {
+    var current = "."
     for part in path.split(separator: "/").dropLast() where part != ".." && part != "." {
       current += "/\(part)"
-      mkdir(current, 0o700)
+      mkdirat(base, current, 0o700)
     }
   }
 
   /// Runs `body` where `path`, relative or absolute, starts from `base`.
   private func inside<Value: ~Copyable>(
-    _ base: String, _ path: String, isScratch: Bool, _ body: () throws(Errno) -> Value
+    _ base: String, _ path: String, _ body: () throws(Errno) -> Value
   ) throws(Errno) -> Value {
     try separate()
     let isRelative = !path.hasPrefix("/")
     if !isRelative, base == "/" { return try body() }
     guard chdir(base) == 0 else { throw Errno(rawValue: clinux_errno()) }
     defer { fchdir(directory) }
-    if isRelative, !isScratch { return try body() }
-    guard chroot(".") == 0 else {
-      guard isRelative else { throw Errno(rawValue: clinux_errno()) }
-      return try body()
-    }
+    return isRelative ? try body() : try withRootHere(body)
+  }
+
+  private func insideScratch<Value: ~Copyable>(
+    _ base: Int32, _ path: String, _ body: () throws(Errno) -> Value
+  ) throws(Errno) -> Value {
+    try separate()
+    guard fchdir(base) == 0 else { throw Errno(rawValue: clinux_errno()) }
+    defer { fchdir(directory) }
+    return try withRootHere(body)
+  }
+
+  private func withRootHere<Value: ~Copyable>(_ body: () throws(Errno) -> Value) throws(Errno) -> Value {
+    guard chroot(".") == 0 else { throw Errno(rawValue: clinux_errno()) }
     defer {
       fchdir(root)
       chroot(".")

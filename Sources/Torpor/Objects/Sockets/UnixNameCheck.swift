@@ -24,14 +24,16 @@ struct UnixNameCheck {
       try Descriptor.socket(AF_UNIX, Int32(entry.type), 0).connect(to: unixAddress(Array(entry.name)))
     } catch {
       throw Failure(
-        .cannotRestore, what, why: "the job sends to a unix socket\(entry.place), and nobody receives there: \(error.words)",
+        .cannotRestore, what,
+        why: "the job sends to a unix socket\(entry.place), and nobody receives there: \(error.words)",
         advice: "start the program that does (for /dev/log, the system's logger)")
     }
   }
 
   private mutating func socket(named name: [UInt8]) throws(Failure) -> UInt32? {
     if holders == nil {
-      let sockets = try attempt("Cannot ask the kernel about unix sockets") { () throws(Errno) in try readUnixSockets() }
+      let sockets = try attempt("Cannot ask the kernel about unix sockets") { () throws(Errno) in try readUnixSockets()
+      }
       holders = Dictionary(sockets.values.map { ($0.name, $0.inode) }, uniquingKeysWith: { first, _ in first })
     }
     return holders?[name]
@@ -59,7 +61,8 @@ struct UnixNameCheck {
   /// being made.
   private func isAlive(_ path: String, _ entry: UnixSkEntry) -> Bool {
     let other = entry.isDatagram ? Int32(SOCK_STREAM.rawValue) : Int32(SOCK_DGRAM.rawValue)
-    guard let handle = try? Descriptor.open(path, O_PATH | O_NOFOLLOW), let socket = try? Descriptor.socket(AF_UNIX, other, 0)
+    guard let handle = try? Descriptor.open(path, O_PATH | O_NOFOLLOW),
+      let socket = try? Descriptor.socket(AF_UNIX, other, 0)
     else { return false }
     do throws(Errno) { try socket.connect(to: unixAddress(Array("/proc/self/fd/\(handle.number)".utf8))) } catch {
       return error != .connectionRefused
@@ -72,7 +75,8 @@ struct UnixNameCheck {
     let holder = FileHolders.find(Set(links), except: []).values.first
     return Failure(
       .cannotRestore, what,
-      why: "the job has a unix socket\(UnixSocketName.place(name)), and that name is in use\(holder.map { " by \($0)" } ?? "")",
+      why:
+        "the job has a unix socket\(UnixSocketName.place(name)), and that name is in use\(holder.map { " by \($0)" } ?? "")",
       advice: "end that program first")
   }
 }

@@ -19,7 +19,8 @@ enum UnixSocketName {
   static func place(_ name: [UInt8]) -> String {
     guard let first = name.first else { return "" }
     let text = first == 0 ? name.dropFirst() : name.prefix { $0 != 0 }
-    return " at \(first == 0 ? "@" : "")" + String(decoding: text.map { $0 == 0 ? UInt8(ascii: "@") : $0 }, as: UTF8.self)
+    return " at \(first == 0 ? "@" : "")"
+      + String(decoding: text.map { $0 == 0 ? UInt8(ascii: "@") : $0 }, as: UTF8.self)
   }
 
   /// Finds the file of a socket that is bound to `path`.
@@ -28,13 +29,16 @@ enum UnixSocketName {
   ) throws(Errno) -> Place {
     let handle: Descriptor
     do throws(Errno) {
-      handle = Descriptor(owning: Int32(try systemCall(Int32(SYS_ioctl), Int(socket.number), 0x89e0 /* SIOCUNIXFILE */)))
+      handle = Descriptor(
+        owning: Int32(try systemCall(Int32(SYS_ioctl), Int(socket.number), 0x89e0 /* SIOCUNIXFILE */)))
     } catch { return withoutHandle(path, process) }
     let status = try handle.status()
     let link = try readLink("/proc/self/fd/\(handle.number)")
     if status.st_nlink == 0 || link.hasSuffix(FileName.deletedMark) { return .deleted }
     for base in candidates(path, link, process, job) {
-      guard let found = try? fileStatus(join(base, path), followingLink: false), found.isSameFile(as: status) else { continue }
+      guard let found = try? fileStatus(join(base, path), followingLink: false), found.isSameFile(as: status) else {
+        continue
+      }
       return .file(base: base, status: status)
     }
     return .lost(link)

@@ -10,12 +10,7 @@ enum UnixSocketRoom: FileRoom {
   /// Bits of `uflags`: the socket is not part of the job.
   static let isExternal: UInt32 = 1
 
-  static func recognises(_ facts: DescriptorFacts) -> Bool {
-    guard facts.fileType == FileKind.socket, facts.link.hasPrefix("socket:["), let duplicate = try? facts.duplicate(),
-      let family = try? duplicate.option(SOL_SOCKET, SO_DOMAIN)
-    else { return false }
-    return family == AF_UNIX
-  }
+  static func recognises(_ facts: DescriptorFacts) -> Bool { facts.family == AF_UNIX }
 
   /// The entry is finished when all sockets of the job are known.
   static func save(_ facts: DescriptorFacts, id: UInt32, _ saving: Saving) throws(Failure) -> FileEntry? {
