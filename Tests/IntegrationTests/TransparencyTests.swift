@@ -67,7 +67,10 @@ import Testing
   private func end(_ victim: Victim, _ name: String) async throws {
     let disturbances = Processes.disturbances([victim.pid])
     #expect(disturbances.isEmpty, "\(disturbances)")
-    switch Self.calls.first(where: { $0.name == name })?.end {
+    let ending = Self.calls.first { $0.name == name }?.end
+    // A thread that has just been let go is on its way into its call again.
+    if ending == "signal" || ending == "poke" { try await waitInCall(victim) }
+    switch ending {
     case "signal": kill(victim.pid, SIGUSR2)
     case "poke": try Files.write("\(victim.folder)/finish", text: "")
     default: break
